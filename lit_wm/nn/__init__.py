@@ -1,0 +1,1 @@
+"""Building blocks that two routes or more share. Pure torch."""

@@ -1,0 +1,181 @@
+"""WorldModel: what the routes share as LightningModules. The routes themselves hold the ideas; this holds the wiring."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from datamodules.experience import ExperienceSpec
+from lit_wm.contract import Batch, State
+from lit_wm.distributed import gather_objects, random_state, set_random_state, world_size
+from lit_wm.errors import UserError
+
+CHECKPOINT_FORMAT = 1
+LABELS = {"actions": "action", "rewards": "reward"}  # what a route consumes -> the batch key that holds it
+
+
+class WorldModel(LightningModule):
+    """Base of all routes; answers :class:`lit_wm.contract.WorldModelContract`.
+
+    A route says which ``labels`` it consumes, computes named scalar losses in :meth:`losses`, and implements the
+    contract. Its hyper-parameters are plain numbers, strings, lists and dicts, so that a checkpoint alone rebuilds it.
+
+    Args:
+        experience: description of the data (``ExperienceSpec.to_dict()``); the command line links it from the data.
+
+    Raises:
+        ExperienceError: if the description is broken.
+    """
+
+    route: str = ""
+    action_space: str = "none"
+    labels: tuple[str, ...] = ("frames",)
+
+    def __init__(self, experience: dict[str, Any]) -> None:
+        super().__init__()
+        self.spec = ExperienceSpec.from_dict(experience)
+        self._resumed_random_state: dict[str, Any] | None = None
+        self._random_state_before_validation: dict[str, Any] | None = None
+
+    # ---- what a route writes -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses, already scaled: their sum is minimised. A key that starts with ``_`` is only logged."""
+
+    @abstractmethod
+    def observe(self, batch: Batch) -> State: ...
+
+    @abstractmethod
+    def imagine(
+        self,
+        state: State,
+        actions: Tensor,
+        samples: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> State: ...
+
+    @abstractmethod
+    def features(self, state: State) -> Tensor: ...
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> Tensor: ...
+
+    def feature_map(self, state: State) -> Tensor | None:
+        return None
+
+    def decode(self, state: State) -> Tensor | None:
+        return None
+
+    def infer_actions(self, batch: Batch) -> Tensor | None:
+        return None
+
+    def log_prob(self, state: State, batch: Batch) -> Tensor | None:
+        return None
+
+    # ---- what Lightning calls ----------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._total(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._total(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._total(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(B,T,D) features of every frame."""
+        self.check_batch(batch)
+        return self.features(self.observe(batch))
+
+    def _total(self, batch: Batch, stage: str) -> Tensor:
+        self.check_batch(batch)
+        losses = self.losses(batch)
+        total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+        if not torch.isfinite(total):
+            worst = [name for name, value in losses.items() if not torch.isfinite(value)]
+            raise UserError(
+                f"the {self.route} loss became {total.item()} (in: {', '.join(worst) or 'the sum'}); lower lr"
+            )
+        size = len(next(iter(batch.values())))
+        logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
+        self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
+        if stage == "train":
+            self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
+        return total
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that this model was not built for.
+
+        Raises:
+            UserError: a needed key is missing, or a shape differs from the one the model was built for.
+        """
+        needed = [LABELS[label] for label in self.labels if label in LABELS]
+        for key in (*self.spec.observations, *needed, "is_first", "is_last"):
+            if key not in batch:
+                raise UserError(f"the {self.route} model needs '{key}', which the batch does not hold")
+        for key in self.spec.pictures:
+            height, width, channels = self.spec.observations[key]
+            if tuple(batch[key].shape[2:]) != (channels, height, width):
+                found = "x".join(map(str, batch[key].shape[2:]))
+                raise UserError(
+                    f"'{key}' is {found} (C x H x W), but the model was built for {channels}x{height}x{width}"
+                )
+        for key in self.spec.vectors:
+            if tuple(batch[key].shape[2:]) != self.spec.observations[key]:
+                raise UserError(
+                    f"'{key}' has {batch[key].shape[-1]} numbers, the model was built for {self.spec.observations[key][0]}"
+                )
+
+    # ---- random state: validation leaves none behind, a checkpoint holds it ---------------------------------------
+
+    def on_validation_start(self) -> None:
+        self._random_state_before_validation = random_state()
+        torch.manual_seed(0)  # every validation draws the same noise, so that its curve shows the model alone
+
+    def on_validation_end(self) -> None:
+        if self._random_state_before_validation is not None:
+            set_random_state(self._random_state_before_validation)
+            self._random_state_before_validation = None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._resumed_random_state is not None:  # as late as can be: set-up before the first batch draws numbers too
+            set_random_state(self._resumed_random_state)
+            self._resumed_random_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        checkpoint["lit_wm"] = {
+            "format": CHECKPOINT_FORMAT,
+            "route": self.route,
+            "data_hash": getattr(data, "data_hash", None),
+            "random_state": gather_objects(random_state()),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_checkpoint(checkpoint, route=self.route)
+        states = checkpoint["lit_wm"]["random_state"]
+        if self._trainer is not None and len(states) == world_size():
+            self._resumed_random_state = states[self.trainer.global_rank]
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any], route: str | None = None, where: str = "the checkpoint") -> None:
+    """Refuse a checkpoint that is not ours, is of another format, or of another route.
+
+    Raises:
+        UserError: saying which.
+    """
+    ours = checkpoint.get("lit_wm")
+    if not isinstance(ours, Mapping):
+        raise UserError(f"{where} was not written by lit_wm: it holds no 'lit_wm' entry")
+    if ours["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{where} has format {ours['format']}, this version reads {CHECKPOINT_FORMAT}")
+    if route is not None and ours["route"] != route:
+        raise UserError(f"{where} holds a {ours['route']} model, not a {route} model: give the config of its own route")
