@@ -155,6 +155,7 @@ class WorldModel(LightningModule):
         checkpoint["lit_wm"] = {
             "format": CHECKPOINT_FORMAT,
             "route": self.route,
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "data_hash": getattr(data, "data_hash", None),
             "random_state": gather_objects(random_state()),
         }

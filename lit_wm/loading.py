@@ -1,0 +1,142 @@
+"""A trained model back from disk: ``lit_wm.load("runs/jepa_pong")`` is all a notebook needs."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_wm.errors import UserError
+from lit_wm.world_model import WorldModel, check_checkpoint
+
+CONFIG, CHECKPOINT = "config.yaml", Path("checkpoints") / "last.ckpt"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run folder, opened.
+
+    Attributes:
+        name: the folder's name.
+        path: the folder (for a bare checkpoint, the folder that holds it).
+        model: the trained model in evaluation mode.
+        config: the saved configuration; empty for a bare checkpoint.
+        checkpoint: the file the weights came from.
+        root: the shard folder it was trained on, as configured; None if unknown.
+        data_hash: hash of the data it was trained on; None if it was trained without recorded shards.
+        global_step: optimizer updates done.
+        seed: the configured seed; None if unknown.
+    """
+
+    name: str
+    path: Path
+    model: WorldModel
+    config: dict[str, Any]
+    checkpoint: Path
+    root: str | None
+    data_hash: str | None
+    global_step: int
+    seed: int | None
+
+    def fresh_model(self, seed: int) -> WorldModel:
+        """The same architecture with random weights: the floor that a trained model has to beat."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return type(self.model)(**init_args(dict(self.model.hparams))).eval()
+
+
+def init_args(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments out of saved hyper-parameters, less the entries Lightning keeps for itself."""
+    return {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and check a checkpoint file, without executing anything it holds.
+
+    Raises:
+        UserError: missing, truncated, or not ours.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: train with `lit-wm fit --config ...` first, or name another run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error).splitlines()[0][:120]}): truncated or not a checkpoint"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is not a checkpoint")
+    check_checkpoint(checkpoint, where=str(path))
+    return checkpoint
+
+
+def model_class(class_path: str, where: str) -> type[WorldModel]:
+    """The class a checkpoint names; refuses anything that is not a WorldModel.
+
+    Raises:
+        UserError: the path cannot be imported or names something else.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where} names the class '{class_path}', which cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, WorldModel)):
+        raise UserError(f"{where} names the class '{class_path}', which is not a WorldModel")
+    return found
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Open a run folder or a single ``.ckpt`` file.
+
+    Raises:
+        UserError: nothing there, or it cannot be read; one line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no run at {path}")
+    file = path / CHECKPOINT if path.is_dir() else path
+    checkpoint = read_checkpoint(file)
+    folder = path if path.is_dir() else (path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+    config: dict[str, Any] = {}
+    if (folder / CONFIG).is_file():
+        try:
+            config = yaml.safe_load((folder / CONFIG).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{folder / CONFIG} is not YAML: {str(error).splitlines()[0]}") from error
+    cls = model_class(checkpoint["lit_wm"]["class_path"], str(file))
+    try:
+        model = cls(**init_args(checkpoint["hyper_parameters"]))
+        model.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(f"{file} does not fit {cls.__name__}: {reason}; it was written by another version") from error
+    return LoadedRun(
+        name=folder.resolve().name,
+        path=folder,
+        model=model.eval(),
+        config=config,
+        checkpoint=file,
+        root=((config.get("data") or {}).get("init_args") or {}).get("root"),
+        data_hash=checkpoint["lit_wm"]["data_hash"],
+        global_step=int(checkpoint["global_step"]),
+        seed=config.get("seed_everything"),
+    )
+
+
+def load(path: str | Path) -> WorldModel:
+    """The trained model of a run folder or checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        path: ``runs/NAME`` or a ``.ckpt`` file.
+
+    Raises:
+        UserError: nothing there, or it cannot be read.
+    """
+    return load_run(path).model
