@@ -1,0 +1,171 @@
+"""Learning to act in imagination: returns, their normalisation, and the actor and critic losses (DreamerV3, "Critic", "Actor")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_wm.distributed import gather_rows
+from lit_wm.dreamer.heads import Actor, TwohotHead
+from lit_wm.dreamer.rssm import RSSM, feature
+
+
+def lambda_returns(reward: Tensor, discount: Tensor, trace: Tensor, value: Tensor, bootstrap: Tensor) -> Tensor:
+    """ret_t = r_t + d_t ((1 - c_t) v_t + c_t ret_{t+1}), from the back; every argument holds what arrives at t+1.
+
+    Args:
+        reward, discount, trace, value: (N,K) at steps 1..K: r, d (0 where the episode ended), c (lambda), v.
+        bootstrap: (N,) the return beyond step K.
+
+    Returns:
+        (N,K) returns of steps 0..K-1.
+    """
+    returns = []
+    later = bootstrap
+    for t in reversed(range(reward.shape[1])):
+        later = reward[:, t] + discount[:, t] * ((1 - trace[:, t]) * value[:, t] + trace[:, t] * later)
+        returns.append(later)
+    return torch.stack(returns[::-1], 1)
+
+
+class ReturnNormalizer(nn.Module):
+    """Running 5th and 95th percentile of returns; the scale is max(1, high - low). No debiasing: it starts at 0.
+
+    Args:
+        rate: of the exponential moving average.
+    """
+
+    def __init__(self, rate: float = 0.01) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Move towards the percentiles of (...,) returns, taken over the batches of all ranks."""
+        everyone = gather_rows(returns.detach().flatten()).to(self.low.dtype)
+        low, high = torch.quantile(everyone, torch.tensor([0.05, 0.95], dtype=everyone.dtype, device=everyone.device))
+        self.low.lerp_(low, self.rate)
+        self.high.lerp_(high, self.rate)
+
+    @property
+    def scale(self) -> Tensor:
+        return (self.high - self.low).clamp_min(1)
+
+
+@dataclass
+class Imagination:
+    """N imagined trajectories of H+1 states; state 0 is the real one.
+
+    Attributes:
+        feature: (N,H+1,F), no gradient.
+        action: (N,H+1,A), also sampled at the last state.
+    """
+
+    feature: Tensor
+    action: Tensor
+
+
+@torch.no_grad()
+def imagine(rssm: RSSM, actor: Actor, deter: Tensor, stoch: Tensor, horizon: int) -> Imagination:
+    """Follow the actor through the prior from (N,D), (N,S,C). No gradient: the actor learns by REINFORCE alone."""
+    features, actions = [], []
+    for t in range(horizon + 1):
+        x = feature(deter, stoch)
+        a = actor.sample(actor(x))
+        features.append(x), actions.append(a)
+        if t < horizon:
+            deter, stoch = rssm.imagine_step(deter, stoch, a)
+    return Imagination(torch.stack(features, 1), torch.stack(actions, 1))
+
+
+@dataclass(frozen=True)
+class BehaviorSettings:
+    """Constants of actor and critic, DreamerV3's values.
+
+    Args:
+        horizon: length of the discount, 1 - 1/horizon per step.
+        lam: lambda of the lambda-return.
+        entropy: weight of the actor's entropy.
+        slow_regularizer: weight of the critic's second target, the slow critic.
+    """
+
+    horizon: int = 333
+    lam: float = 0.95
+    entropy: float = 3e-4
+    slow_regularizer: float = 1.0
+
+
+def imagination_losses(
+    dream: Imagination,
+    reward: Tensor,
+    cont: Tensor,
+    actor: Actor,
+    critic: TwohotHead,
+    slow_critic: TwohotHead,
+    normalizer: ReturnNormalizer,
+    settings: BehaviorSettings,
+    update_normalizer: bool,
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """Actor and critic losses on imagined trajectories.
+
+    Args:
+        dream: N trajectories of H+1 states.
+        reward, cont: (N,H+1) predicted reward and continue probability (which holds the discount).
+
+    Returns:
+        ``policy`` and ``value`` losses (N,H); the raw returns (N,H); and quantities to log.
+    """
+    x = dream.feature[:, :-1]
+    value_logits = critic(x)
+    with torch.no_grad():
+        value = torch.cat([critic.mean(value_logits), critic.mean(critic(dream.feature[:, -1:]))], 1)
+        trace = torch.full_like(cont[:, 1:], settings.lam)
+        returns = lambda_returns(reward[:, 1:], cont[:, 1:], trace, value[:, 1:], value[:, -1])
+        weight = cont.cumprod(1)[:, :-1]  # step 0 counts with its own predicted continuation
+        if update_normalizer:
+            normalizer.update(returns)
+        advantage = (returns - value[:, :-1]) / normalizer.scale
+        slow_target = slow_critic.mean(slow_critic(x))
+    log_pi, entropy = actor.log_prob_and_entropy(actor(x), dream.action[:, :-1])
+    losses = {
+        "policy": -weight * (log_pi * advantage + settings.entropy * entropy),
+        "value": weight
+        * (critic.loss(value_logits, returns) + settings.slow_regularizer * critic.loss(value_logits, slow_target)),
+    }
+    logged = {"return": returns.mean(), "value_mean": value.mean(), "entropy": entropy.mean().detach()}
+    return losses, returns, logged
+
+
+def replay_value_loss(
+    feature_btf: Tensor,
+    bootstrap: Tensor,
+    reward: Tensor,
+    is_last: Tensor,
+    is_terminal: Tensor,
+    critic: TwohotHead,
+    slow_critic: TwohotHead,
+    settings: BehaviorSettings,
+) -> Tensor:
+    """The critic on the real sequence; its gradient flows into the RSSM and the encoder.
+
+    Args:
+        feature_btf: (B,T,F) posterior features, with gradient.
+        bootstrap: (B,T) imagined return from the same states.
+        reward, is_last, is_terminal: (B,T).
+
+    Returns:
+        (B,T-1) loss; steps at the end of an episode weigh nothing.
+    """
+    discount = (~is_terminal[:, 1:]).to(reward.dtype) * (1 - 1 / settings.horizon)
+    trace = settings.lam * (~is_last[:, 1:]).to(reward.dtype)
+    returns = lambda_returns(reward[:, 1:], discount, trace, bootstrap[:, 1:], bootstrap[:, -1])
+    x = feature_btf[:, :-1]
+    logits = critic(x)
+    with torch.no_grad():
+        slow_target = slow_critic.mean(slow_critic(x))
+    loss = critic.loss(logits, returns) + settings.slow_regularizer * critic.loss(logits, slow_target)
+    return loss * (~is_last[:, :-1]).to(loss.dtype)

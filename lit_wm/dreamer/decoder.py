@@ -1,0 +1,67 @@
+"""States back to observations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datamodules.experience import ExperienceSpec
+from lit_wm.contract import Batch
+from lit_wm.dreamer.distributions import symlog
+from lit_wm.dreamer.encoder import DEPTHS, picture_shape
+from lit_wm.dreamer.layers import MLP, BlockLinear, ChannelNormSiLU, NormSiLU, conv, linear
+from lit_wm.dreamer.sizes import BLOCKS, Size
+
+
+class Decoder(nn.Module):
+    """Reconstructs every observation key from (deter, stoch)."""
+
+    def __init__(self, spec: ExperienceSpec, size: Size) -> None:
+        super().__init__()
+        self.spec = spec
+        z = size.stoch * size.classes
+        if spec.vectors:
+            self.mlp = MLP(z + size.deter, size.units, 3)
+            self.vectors = nn.ModuleDict({key: linear(size.units, spec.observations[key][0]) for key in spec.vectors})
+        if shape := picture_shape(spec):
+            height, width, channels = shape
+            depths = [size.depth * factor for factor in DEPTHS]
+            self.grid = (height // 16, width // 16, depths[-1])
+            flat = self.grid[0] * self.grid[1] * self.grid[2]
+            self.from_deter = BlockLinear(size.deter, flat, BLOCKS)
+            self.from_stoch = nn.Sequential(
+                linear(z, 2 * size.units), NormSiLU(2 * size.units), linear(2 * size.units, flat)
+            )
+            self.grid_norm = NormSiLU(depths[-1])
+            ins, outs = depths[:0:-1], depths[-2::-1]
+            self.convs = nn.ModuleList(conv(a, b) for a, b in zip(ins, outs, strict=True))
+            self.norms = nn.ModuleList(ChannelNormSiLU(depth) for depth in outs)
+            self.out = conv(depths[0], channels)
+
+    def pictures(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """(..., D), (..., S,C) -> (..., channels, H,W) in (0, 1): all picture keys, stacked."""
+        lead = deter.shape[:-1]
+        h, w, c = self.grid
+        a = self.from_deter(deter.reshape(-1, deter.shape[-1]))
+        a = a.view(-1, BLOCKS, h, w, c // BLOCKS).permute(0, 2, 3, 1, 4).reshape(-1, h, w, c)  # (g h w c) -> h w (g c)
+        b = self.from_stoch(stoch.reshape(len(a), -1)).view(-1, h, w, c)
+        x = self.grid_norm(a + b).permute(0, 3, 1, 2)
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
+        x = torch.sigmoid(self.out(F.interpolate(x, scale_factor=2, mode="nearest")))
+        return x.unflatten(0, lead)
+
+    def losses(self, deter: Tensor, stoch: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """(B,T) reconstruction loss per observation key: squared error summed over pixels, or over symlog dimensions."""
+        losses = {}
+        if self.spec.pictures:
+            predicted = self.pictures(deter, stoch)
+            widths = [self.spec.observations[key][2] for key in self.spec.pictures]
+            for key, x in zip(self.spec.pictures, predicted.split(widths, -3), strict=True):
+                losses[key] = (x - batch[key].to(x.dtype) / 255).square().sum((-3, -2, -1))
+        if self.spec.vectors:
+            hidden = self.mlp(torch.cat([stoch.flatten(-2), deter], -1))  # stoch first, unlike the heads
+            for key, layer in self.vectors.items():
+                losses[key] = (layer(hidden) - symlog(batch[key])).square().sum(-1)
+        return losses

@@ -1,0 +1,89 @@
+"""Symlog, the symexp-twohot regression, and categorical latents with unimix: pure functions (DreamerV3, Methods)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+UNIMIX = 0.01
+TWOHOT_BINS = 255
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|)"""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog."""
+    return x.sign() * x.abs().expm1()
+
+
+def twohot_bins(dtype: torch.dtype = torch.float32) -> Tensor:
+    """255 bins, symexp(linspace(-20, 0, 128)) and its mirror image: exactly 0 in the middle."""
+    half = symexp(torch.linspace(-20, 0, TWOHOT_BINS // 2 + 1, dtype=dtype))
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
+    """Expected value of the bins. Pairs of opposite bins are summed first, so that uniform logits give exactly 0."""
+    middle = (len(bins) - 1) // 2
+    x = logits.softmax(-1) * bins
+    return (x[..., :middle].flip(-1) + x[..., middle + 1 :]).sum(-1) + x[..., middle]
+
+
+def twohot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy against the target spread over its two neighbouring bins, interpolated in raw (not symlog) space.
+
+    Args:
+        logits: (..., 255).
+        target: (...,), no gradient is taken through it.
+        bins: (255,) from :func:`twohot_bins`.
+
+    Returns:
+        (...,) nats. Two gathers; no one-hot of 255 entries is ever made.
+    """
+    target = target.detach().to(bins.dtype)
+    count = torch.searchsorted(bins, target.contiguous(), right=True)  # bins <= target
+    below, above = (count - 1).clamp(0, len(bins) - 1), count.clamp(0, len(bins) - 1)
+    distance_below, distance_above = (bins[below] - target).abs(), (bins[above] - target).abs()
+    total = distance_below + distance_above
+    weight_above = torch.where(below == above, torch.zeros_like(total), distance_below / total.clamp_min(1e-30))
+    log_p = logits.log_softmax(-1)
+    at_below = log_p.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+    at_above = log_p.gather(-1, above.unsqueeze(-1)).squeeze(-1)
+    return -((1 - weight_above) * at_below + weight_above * at_above)
+
+
+def unimix_log_probs(logits: Tensor, unimix: float = UNIMIX) -> Tensor:
+    """log(0.99 softmax(logits) + 0.01 / C): no class is ever impossible."""
+    if unimix == 0:
+        return logits.log_softmax(-1)
+    return ((1 - unimix) * logits.softmax(-1) + unimix / logits.shape[-1]).log()
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL[p || q] of (..., S, C) log-probabilities, summed over classes and latents: (...,)."""
+    return (log_p.exp() * (log_p - log_q)).sum((-2, -1))
+
+
+def sample_one_hot(log_probs: Tensor, noise: Tensor | None) -> Tensor:
+    """A one-hot sample whose gradient is that of the probabilities (straight-through): onehot + p - sg(p).
+
+    Args:
+        log_probs: (..., C), normalised.
+        noise: standard Gumbel noise of the same shape; None takes the mode.
+    """
+    index = (log_probs if noise is None else log_probs + noise).argmax(-1)
+    hard = F.one_hot(index, log_probs.shape[-1]).to(log_probs.dtype)
+    if not log_probs.requires_grad:
+        return hard
+    probs = log_probs.exp()
+    return hard + probs - probs.detach()
+
+
+def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise, -log(-log(u))."""
+    exponential = torch.empty(shape, dtype=like.dtype, device=like.device).exponential_(generator=generator)
+    return -exponential.clamp_min(torch.finfo(like.dtype).tiny).log()

@@ -1,0 +1,94 @@
+"""DreamerV3's layers: initialisation, RMS norm in float32, block-diagonal linear maps, and the MLP."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Truncated at two sigma, so that the variance left after truncation is ``scale^2 / fan_in``."""
+    std = 1.1368 * math.sqrt(1 / fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    with torch.no_grad():
+        weight.mul_(scale)
+
+
+def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
+    """A Linear with DreamerV3's initialisation; ``scale`` is the reference's ``outscale``."""
+    layer = nn.Linear(inputs, outputs)
+    truncated_normal_(layer.weight, inputs, scale)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv(inputs: int, outputs: int, kernel: int = 5) -> nn.Conv2d:
+    """A convolution of stride 1 that keeps the size, with DreamerV3's initialisation."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    truncated_normal_(layer.weight, kernel * kernel * inputs)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned scale, computed in float32 at least."""
+
+    def __init__(self, width: int, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, (x.shape[-1],), self.weight, self.eps).to(x.dtype)
+
+
+class NormSiLU(nn.Module):
+    """Norm, then SiLU: what follows every hidden layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(x))
+
+
+class ChannelNormSiLU(NormSiLU):
+    """The same over the channel axis of (N,C,H,W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal Linear: ``groups`` blocks of (inputs/groups) x (outputs/groups).
+
+    The initialiser's fan-in is all ``inputs``, not one block's (as the reference does).
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(groups, inputs // groups, outputs // groups))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        truncated_normal_(self.weight, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, outputs), block after block."""
+        x_gni = x.view(x.shape[0], self.groups, -1).transpose(0, 1)
+        bias = self.bias.view(self.groups, 1, -1)
+        return torch.baddbmm(bias, x_gni, self.weight).transpose(0, 1).reshape(x.shape[0], -1)
+
+
+class MLP(nn.Sequential):
+    """``layers`` times Linear, Norm, SiLU."""
+
+    def __init__(self, inputs: int, units: int, layers: int) -> None:
+        parts: list[nn.Module] = []
+        for i in range(layers):
+            parts += [linear(inputs if i == 0 else units, units), NormSiLU(units)]
+        super().__init__(*parts)
