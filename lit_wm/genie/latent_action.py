@@ -1,0 +1,190 @@
+"""The latent action model: what happened between two frames, as one of K codes, learnt without labels (Genie, 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_wm.errors import UserError
+from lit_wm.genie.st_transformer import STTransformer
+from lit_wm.genie.tokenizer import causal_windows
+from lit_wm.genie.vector_quantizer import Quantized, VectorQuantizer
+from lit_wm.nn.patches import check_patch, patchify, unpatchify
+
+POOLS = ("token", "mean")
+CHANGED = 0.05  # a pixel has changed when it differs by more than this from the frame before
+
+
+@dataclass(frozen=True)
+class LatentActionSettings:
+    """Sizes and switches of the latent action model.
+
+    Sizes default to the paper's CoinRun case study (appendix F) with the K = 8 of its main experiments. The switches
+    from ``difference_input`` on default to the paper (off); on a small world and a small budget they decide whether
+    the codes find the actions at all, see the README of this folder.
+
+    Args:
+        patch: pixels along the side of a patch.
+        dim: width of the transformers.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward layers; the paper is silent, 4 x ``dim`` is usual.
+        encoder_blocks: ST blocks that see x_1:t+1.
+        decoder_blocks: ST blocks that see x_1:t and the codes; thrown away after training.
+        codes: K.
+        latent_dim: width of a code.
+        codebook: ``gradient`` or ``ema``, see :class:`~lit_wm.genie.vector_quantizer.VectorQuantizer`; also ``beta``,
+            ``decay``, ``kmeans_start`` and ``restart_below``.
+        beta: weight of the commitment loss; not stated in the paper.
+        decay: of the running statistics of the codebook.
+        kmeans_start: not in the paper.
+        restart_below: not in the paper.
+        pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, or their
+            ``mean``. Open in the paper; ``token`` is what its public re-implementations do.
+        difference_input: the encoder sees x_t - x_{t-1} beside x_t. Not in the paper.
+        shift: the encoder's clip (all its frames alike, not the decoder's) is moved by up to this many pixels in each
+            direction in training, so that codes cannot hide where in a patch a thing is. Not in the paper (0).
+        residual_output: the decoder predicts x_t plus a change that starts at zero. In the paper it predicts the frame,
+            here through a sigmoid.
+        changed_weight: extra weight of pixels that changed; 0 is the plain mean squared error of the paper.
+        continuous_warmup: updates during which vectors are not quantised. Not in the paper (0).
+    """
+
+    patch: int = 16
+    dim: int = 512
+    heads: int = 8
+    ffn: int = 2048
+    encoder_blocks: int = 8
+    decoder_blocks: int = 8
+    codes: int = 8
+    latent_dim: int = 32
+    codebook: str = "gradient"
+    beta: float = 0.25
+    decay: float = 0.99
+    kmeans_start: bool = False
+    restart_below: float = 0.0
+    pool: str = "token"
+    difference_input: bool = False
+    shift: int = 0
+    residual_output: bool = False
+    changed_weight: float = 0.0
+    continuous_warmup: int = 0
+
+
+class LatentActions(NamedTuple):
+    """What training the latent action model on a clip gives."""
+
+    vectors: Tensor  # (B,T-1,latent_dim) a~, straight-through; entry t is what happened between frames t and t+1
+    codes: Tensor  # (B,T-1) int64
+    frames: Tensor | None  # (B,T-1,C,H,W) prediction of frames 1..T-1; None when it was not asked for
+    pixel_loss: Tensor | None  # scalar
+    vq_loss: Tensor  # scalar
+
+
+class LatentActionModel(nn.Module):
+    """Encoder: pixels x_1:t+1 -> code a~_t. Decoder: pixels x_1:t and codes a~_1:t -> pixels x_t+1.
+
+    The decoder is the only reason for the codes to carry the change: they are all it knows of the frame it predicts.
+
+    Args:
+        picture: (C,H,W); H and W divisible by the patch.
+        frames: the longest clip W.
+        settings: sizes and switches.
+
+    Raises:
+        UserError: an unknown way of pooling.
+    """
+
+    def __init__(self, picture: tuple[int, int, int], frames: int, settings: LatentActionSettings) -> None:
+        super().__init__()
+        if settings.pool not in POOLS:
+            raise UserError(f"pool '{settings.pool}' of the latent action model is not one of {', '.join(POOLS)}")
+        s = self.settings = settings
+        self.picture, self.frames = picture, frames
+        grid = check_patch(picture[1:], s.patch)
+        pixels = s.patch * s.patch * picture[0]
+        self.patch_in = nn.Linear(pixels * (2 if s.difference_input else 1), s.dim)
+        extra = 1 if s.pool == "token" else 0
+        self.action_token = nn.Parameter(torch.randn(extra, s.dim) * 0.02)
+        self.encoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, extra_tokens=extra)
+        self.to_latent = nn.Linear(s.dim, s.latent_dim)
+        self.quantizer = VectorQuantizer(
+            s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below
+        )
+        self.decoder_in = nn.Linear(pixels, s.dim)
+        self.action_in = nn.Linear(s.latent_dim, s.dim)
+        self.decoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
+        self.patch_out = nn.Linear(s.dim, pixels)
+        if s.residual_output:
+            nn.init.zeros_(self.patch_out.weight)
+            nn.init.zeros_(self.patch_out.bias)
+
+    def latents(self, x_btchw: Tensor) -> Tensor:
+        """(B,T,C,H,W) in [0, 1], T <= W -> (B,T-1,latent_dim) before quantisation; entry t sees frames <= t+1."""
+        p_btnp = patchify(x_btchw, self.settings.patch)
+        if self.settings.difference_input:
+            change = torch.cat([torch.zeros_like(p_btnp[:, :1]), p_btnp[:, 1:] - p_btnp[:, :-1]], 1)
+            p_btnp = torch.cat([p_btnp, change], -1)
+        h_btnd = self.patch_in(p_btnp)
+        if self.settings.pool == "token":
+            token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
+            pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
+        else:
+            pooled_btd = self.encoder(h_btnd).mean(2)
+        return self.to_latent(pooled_btd)[:, 1:]
+
+    def encode(self, x_btchw: Tensor) -> Tensor:
+        """(B,T,C,H,W) in [0, 1], any T -> (B,T-1) int64 codes. Learns nothing; long clips as the tokenizer's."""
+        parts = [
+            self.quantizer.encode(self.latents(x_btchw[:, start:stop]))[:, max(keep - 1 - start, 0) :]
+            for start, keep, stop in causal_windows(x_btchw.shape[1], self.frames)
+        ]
+        return torch.cat(parts, 1)
+
+    def decode(self, x_btchw: Tensor, actions_bta: Tensor) -> Tensor:
+        """Frames (B,T,C,H,W) and actions (B,T,latent_dim) taken after them -> (B,T,C,H,W): each one's next frame."""
+        s = self.settings
+        h_btnd = self.decoder_in(patchify(x_btchw, s.patch)) + self.action_in(actions_bta)[:, :, None]
+        y = unpatchify(self.patch_out(self.decoder(h_btnd)), s.patch, self.picture[0], self.picture[1:])
+        return x_btchw + y if s.residual_output else y.sigmoid()
+
+    def forward(self, x_btchw: Tensor, continuous: bool = False, predict_pixels: bool = True) -> LatentActions:
+        """Infer a clip's actions and, from them, its frames.
+
+        Args:
+            x_btchw: (B,T,C,H,W) in [0, 1], 2 <= T <= W.
+            continuous: skip quantisation (``continuous_warmup``).
+            predict_pixels: run the decoder; without it only another model's loss can teach the codes.
+        """
+        s = self.settings
+        z = self.latents(random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw)
+        quantized = (
+            Quantized(z, self.quantizer.encode(z.detach()), z.new_zeros(())) if continuous else self.quantizer(z)
+        )
+        frames = pixel_loss = None
+        if predict_pixels:
+            frames = self.decode(x_btchw[:, :-1], quantized.vectors)
+            pixel_loss = changed_pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
+        return LatentActions(quantized.vectors, quantized.codes, frames, pixel_loss, quantized.loss)
+
+
+def changed_pixel_loss(prediction: Tensor, target: Tensor, before: Tensor, changed_weight: float) -> Tensor:
+    """Mean of w (prediction - target)^2, with w = 1 + ``changed_weight`` where the target differs from ``before``."""
+    if changed_weight == 0:
+        return F.mse_loss(prediction, target)
+    weight = 1 + changed_weight * ((target - before).abs() > CHANGED)
+    return (weight * (prediction - target).square()).mean()
+
+
+def random_shift(x_btchw: Tensor, most: int) -> Tensor:
+    """Each clip moved by its own random (rows, columns) of at most ``most`` pixels; its edge pixels fill the gap."""
+    b, (h, w) = len(x_btchw), x_btchw.shape[-2:]
+    dy_b, dx_b = torch.randint(-most, most + 1, (2, b), device=x_btchw.device)
+    rows_bh = (torch.arange(h, device=x_btchw.device) + dy_b[:, None]).clamp(0, h - 1)
+    columns_bw = (torch.arange(w, device=x_btchw.device) + dx_b[:, None]).clamp(0, w - 1)
+    clip_b = torch.arange(b, device=x_btchw.device)[:, None, None]
+    moved_bhwtc = x_btchw.permute(0, 3, 4, 1, 2)[clip_b, rows_bh[:, :, None], columns_bw[:, None]]
+    return moved_bhwtc.permute(0, 3, 4, 1, 2)

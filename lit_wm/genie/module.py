@@ -1,0 +1,371 @@
+"""GenieModule: tokenizer, latent action model and dynamics as one world model (Genie, Bruce et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_wm.contract import Batch, State, map_state, repeat_samples
+from lit_wm.distributed import global_sum, world_size
+from lit_wm.errors import UserError
+from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
+from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
+from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
+from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
+from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
+from lit_wm.world_model import WorldModel, check_checkpoint
+
+PARTS = ("tokenizer", "lam", "dynamics")
+ORDERS = ("staged", "joint", "tokenizer", "world")
+OBJECTIVES = ("pixel", "dynamics", "both")
+DECAYS = ("constant", "cosine", "linear")
+DECODE_WINDOWS = 256  # windows decoded at once: bounds memory, not results
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How one part learns.
+
+    Args:
+        lr: the highest learning rate.
+        warmup_steps: updates of linear rise, counted from the part's own first update.
+        decay: ``constant``, ``cosine`` over the rest, or ``linear`` over the last ``decay_share`` of the rest.
+        final_factor: what is left of ``lr`` at the end.
+        decay_share: see ``decay``.
+    """
+
+    lr: float = 3e-5
+    warmup_steps: int = 5000
+    decay: str = "cosine"
+    final_factor: float = 0.1
+    decay_share: float = 0.4
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor of ``lr`` at this part's update ``step`` of ``total``; 0 before its first."""
+        if step < 0:
+            return 0.0
+        if self.decay == "constant":
+            return warmup_constant_factor(step, self.warmup_steps)
+        if self.decay == "cosine":
+            return warmup_cosine_factor(step, self.warmup_steps, total, self.final_factor)
+        falling = int(self.decay_share * total)
+        return warmup_linear_factor(step, self.warmup_steps, total, self.final_factor, falling)
+
+
+TOKENIZER, LATENT_ACTION, DYNAMICS = TokenizerSettings(), LatentActionSettings(), DynamicsSettings()
+TOKENIZER_OPTIMIZER = OptimizerSettings(lr=3e-4, warmup_steps=10_000, decay="constant")
+WORLD_OPTIMIZER = OptimizerSettings()
+Settings = TypeVar("Settings")
+
+
+def settings_from(cls: type[Settings], given: Settings | dict[str, Any], name: str) -> Settings:
+    """Settings from a config's dictionary.
+
+    Raises:
+        UserError: a key that does not exist.
+    """
+    if isinstance(given, cls):
+        return given
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise UserError(f"'{name}' of the genie model: {str(error).split('__init__() ')[-1]}") from error
+
+
+def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...]:
+    """Which parts learn at update ``step``: the whole difference between the paper's and the article's order."""
+    if order == "joint":
+        return PARTS
+    if order == "tokenizer" or (order == "staged" and step < tokenizer_steps):
+        return PARTS[:1]
+    return PARTS[1:]
+
+
+class GenieModule(WorldModel):
+    """A world that is learnt from video alone and played through codes it found itself.
+
+    Consumes frames only. ``action_space`` is ``codes``: :meth:`imagine` takes what :meth:`infer_actions` gives. Clips lie
+    within one episode; a clip with ``is_first`` after its first row is refused, because no code can stand for a reset.
+
+    Args:
+        experience: description of the data (``ExperienceSpec.to_dict()``); must hold the picture ``frames``.
+        frames: W, the longest clip it is trained on and the most it remembers. The paper's 16.
+        tokenizer: sizes of the video tokenizer.
+        lam: sizes and switches of the latent action model.
+        dynamics: sizes of the dynamics model and its sampling.
+        order: ``staged``: the tokenizer for ``tokenizer_steps`` updates, then, with the tokenizer frozen, the latent action
+            model and the dynamics together, in one fit (the paper's order). ``joint``: everything from the first update (the
+            article's order). ``tokenizer``: that part alone. ``world``: the other two, on a tokenizer from
+            ``tokenizer_checkpoint``. Counted by ``trainer.global_step``, so a resumed run is where it was.
+        tokenizer_steps: updates of the tokenizer in the order ``staged``; the paper's CoinRun case study has 300,000.
+        tokenizer_checkpoint: checkpoint of a Genie run whose tokenizer is taken over when a fit begins; needed by ``world``.
+        lam_objective: what teaches the codes. ``pixel``: the LAM's own decoder, and the dynamics takes them with a stopped
+            gradient (paper). ``dynamics``: only the cross-entropy of the dynamics (article). ``both``: both.
+        tokenizer_optimizer: the paper's 3e-4, warm-up 10k, then constant.
+        lam_optimizer: the paper's 3e-5 -> 3e-6, warm-up 5k, cosine.
+        dynamics_optimizer: likewise.
+        betas: of AdamW, the paper's (.9, .9).
+        weight_decay: of AdamW, the paper's 1e-4.
+
+    Raises:
+        UserError: an unknown name or key, data without ``frames``, or sizes that do not fit the picture.
+    """
+
+    route = "genie"
+    action_space = "codes"
+    labels = ("frames",)
+
+    def __init__(
+        self,
+        experience: dict[str, Any],
+        frames: int = 16,
+        tokenizer: TokenizerSettings = TOKENIZER,
+        lam: LatentActionSettings = LATENT_ACTION,
+        dynamics: DynamicsSettings = DYNAMICS,
+        order: str = "staged",
+        tokenizer_steps: int = 300_000,
+        tokenizer_checkpoint: str | None = None,
+        lam_objective: str = "pixel",
+        tokenizer_optimizer: OptimizerSettings = TOKENIZER_OPTIMIZER,
+        lam_optimizer: OptimizerSettings = WORLD_OPTIMIZER,
+        dynamics_optimizer: OptimizerSettings = WORLD_OPTIMIZER,
+        betas: tuple[float, float] = (0.9, 0.9),
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__(experience)
+        optimizers = {"tokenizer": tokenizer_optimizer, "lam": lam_optimizer, "dynamics": dynamics_optimizer}
+        self.optimizers_of = {
+            part: settings_from(OptimizerSettings, given, f"{part}_optimizer") for part, given in optimizers.items()
+        }
+        self._check_names(order, lam_objective)
+        t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
+        a = settings_from(LatentActionSettings, lam, "lam")
+        d = settings_from(DynamicsSettings, dynamics, "dynamics")
+        if "frames" not in self.spec.pictures:
+            raise UserError("the genie model needs the picture 'frames', which this data does not hold")
+        height, width, channels = self.spec.observations["frames"]
+        picture = (channels, height, width)
+        try:
+            self.tokenizer = VideoTokenizer(picture, frames, t)
+            self.lam = LatentActionModel(picture, frames, a)
+            self.dynamics = DynamicsModel(self.tokenizer.grid, frames, t.codes, a.latent_dim, d)
+        except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
+            raise UserError(f"the genie model cannot be built: {error}") from error
+        self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
+        self.tokenizer_checkpoint, self.lam_objective = tokenizer_checkpoint, lam_objective
+        self.betas, self.weight_decay = tuple(betas), weight_decay
+        # plain types, so that a checkpoint opens without running code
+        betas, tokenizer, lam, dynamics = list(betas), asdict(t), asdict(a), asdict(d)
+        tokenizer_optimizer, lam_optimizer, dynamics_optimizer = (asdict(self.optimizers_of[part]) for part in PARTS)
+        self.save_hyperparameters()
+
+    def _check_names(self, order: str, lam_objective: str) -> None:
+        decays = ((f"decay of the {part} optimizer", s.decay, DECAYS) for part, s in self.optimizers_of.items())
+        for what, name, known in (
+            ("order", order, ORDERS),
+            ("lam_objective", lam_objective, OBJECTIVES),
+            *decays,
+        ):
+            if name not in known:
+                raise UserError(f"{what} '{name}' of the genie model is not one of {', '.join(known)}")
+
+    # ---- learning ------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the parts that learn now (:func:`trained_parts`), and beginning with ``_`` what is only logged."""
+        x_btchw = self.frames_of(batch)
+        if not 2 <= x_btchw.shape[1] <= self.frames:
+            raise UserError(f"clips of {x_btchw.shape[1]} frames, but the genie model trains on 2 to {self.frames}")
+        step = self.global_step
+        parts = trained_parts(self.order, step, self.tokenizer_steps)
+        losses: dict[str, Tensor] = {}
+        if "tokenizer" in parts:
+            seen = self.tokenizer(x_btchw)
+            tokens_btn = seen.tokens
+            losses |= {"tokenizer_pixels": seen.pixel_loss, "tokenizer_vq": seen.vq_loss}
+            losses["_tokenizer_perplexity"] = self.tokenizer.quantizer.perplexity()
+        else:
+            with torch.no_grad():
+                tokens_btn = self.tokenizer.encode(x_btchw)
+        if "dynamics" in parts:
+            losses |= self._world_losses(x_btchw, tokens_btn, self._world_step(step))
+        return losses
+
+    def _world_losses(self, x_btchw: Tensor, tokens_btn: Tensor, step: int) -> dict[str, Tensor]:
+        """Losses of the latent action model and the dynamics at their own update ``step``."""
+        by_pixels = self.lam_objective != "dynamics"
+        continuous = step < self.lam.settings.continuous_warmup
+        actions = self.lam(x_btchw, continuous, predict_pixels=by_pixels)
+        losses = {"lam_vq": actions.vq_loss, "_lam_perplexity": self.lam.quantizer.perplexity()}
+        if by_pixels:
+            losses["lam_pixels"] = actions.pixel_loss
+        action_bta = actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
+        mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device)
+        nats_m, right_m = self.dynamics.loss(tokens_btn, action_bta, mask_btn)
+        masked = nats_m.new_tensor(len(nats_m))
+        if self.training:  # the mean over all ranks' masked tokens, not the mean of their means
+            masked = global_sum(masked) / world_size()
+        losses["dynamics_ce"] = nats_m.sum() / masked.clamp(min=1)
+        losses["_dynamics_accuracy"] = right_m.float().mean()
+        return losses
+
+    def _world_step(self, step: int) -> int:
+        return step - self.tokenizer_steps if self.order == "staged" else step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One AdamW with a group per part, and each group's own schedule. A part without gradients is left alone."""
+        total = self.trainer.max_steps
+        if total < 0 and any(s.decay != "constant" for s in self.optimizers_of.values()):
+            raise UserError("trainer.max_steps is not set, which the genie model needs for the decay of its lr")
+        groups, factors = [], []
+        for part in PARTS:
+            settings = self.optimizers_of[part]
+            learned = [p for p in getattr(self, part).parameters() if p.requires_grad]
+            groups.append({"params": learned, "lr": settings.lr, "name": part})
+            factors.append(self._factor_of(part, settings, total))
+        optimizer = AdamW(groups, betas=self.betas, weight_decay=self.weight_decay)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
+        }
+
+    def _factor_of(self, part: str, settings: OptimizerSettings, total: int) -> Any:
+        begin = self.tokenizer_steps if self.order == "staged" and part != "tokenizer" else 0
+        end = self.tokenizer_steps if self.order == "staged" and part == "tokenizer" else total
+        return lambda step: settings.factor(step - begin, end - begin)
+
+    def setup(self, stage: str) -> None:
+        """Take over a trained tokenizer when a fit begins; a resumed fit finds it in its own checkpoint."""
+        if stage != "fit" or self.trainer.ckpt_path is not None:
+            return
+        if self.tokenizer_checkpoint is not None:
+            self.load_tokenizer(self.tokenizer_checkpoint)
+        elif self.order == "world":
+            raise UserError(
+                "order 'world' of the genie model needs 'tokenizer_checkpoint', a checkpoint with a tokenizer"
+            )
+
+    def load_tokenizer(self, path: str) -> None:
+        """Copy the tokenizer out of the checkpoint of a Genie run.
+
+        Raises:
+            UserError: no such file, another route's checkpoint, or another size of tokenizer.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"tokenizer_checkpoint {path} does not exist")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        check_checkpoint(checkpoint, route=self.route, where=path)
+        begins = "tokenizer."
+        weights = {k.removeprefix(begins): v for k, v in checkpoint["state_dict"].items() if k.startswith(begins)}
+        try:
+            self.tokenizer.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"tokenizer_checkpoint {path} holds a tokenizer of another size: {reason}") from error
+
+    def frames_of(self, batch: Batch) -> Tensor:
+        """(B,T,C,H,W) float in [0, 1], made on the device.
+
+        Raises:
+            UserError: an episode begins inside a clip.
+        """
+        if "is_first" in batch and bool(batch["is_first"][:, 1:].any()):
+            raise UserError("'is_first' is set inside a clip: the genie model needs clips that lie within one episode")
+        return batch["frames"].to(self.dtype) / 255
+
+    # ---- the contract --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(self, batch: Batch) -> State:
+        """Windows of the last W frames' tokens, the codes that led to them, and which of them exist (:func:`windows_of`)."""
+        x_btchw = self.frames_of(batch)
+        tokens_btn = self.tokenizer.encode(x_btchw)
+        codes_bt = F.pad(self.infer_actions(batch), (1, 0))
+        return windows_of(tokens_btn, codes_bt, torch.ones_like(codes_bt, dtype=torch.bool), self.frames)
+
+    @torch.no_grad()
+    def infer_actions(self, batch: Batch) -> Tensor:
+        """(B,T-1) int64 codes; code t sees frames <= t+1."""
+        x_btchw = self.frames_of(batch)
+        if x_btchw.shape[1] < 2:
+            return torch.zeros(len(x_btchw), 0, dtype=torch.int64, device=x_btchw.device)
+        return self.lam.encode(x_btchw)
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        state: State,
+        actions: Tensor,
+        samples: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> State:
+        """Frames by MaskGIT, one after another. ``temperature`` multiplies the settings' own; 0 takes the likeliest tokens.
+
+        Args:
+            state: leading axis (B,).
+            actions: (B,K) int64 codes.
+            samples: S; with temperature 0 all are equal and computed once.
+            temperature: see above.
+            generator: source of randomness.
+
+        Raises:
+            UserError: a code outside the codebook.
+        """
+        if actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < self.lam.settings.codes:
+            raise UserError(f"codes must lie in 0..{self.lam.settings.codes - 1}: give what infer_actions returns")
+        drawn = samples if temperature > 0 else 1
+        state = repeat_samples(state, drawn)
+        actions = actions.long().repeat_interleave(drawn, 0)
+        tokens_bkn = state["tokens"].new_zeros(*actions.shape, self.tokenizer.tokens)
+        for length, rows in groups_by_length(state["valid"]):
+            tokens_bkn[rows] = self.dynamics.rollout(
+                state["tokens"][rows, -length:],
+                self.lam.quantizer.embed(state["codes"][rows, -length:][:, 1:]),
+                self.lam.quantizer.embed(actions[rows]),
+                temperature,
+                generator,
+            )
+        future = continue_windows(state, tokens_bkn, actions)
+        future = map_state(future, lambda x: x.unflatten(0, (-1, drawn)))
+        return map_state(future, lambda x: x.expand(-1, samples, *x.shape[2:]))
+
+    def features(self, state: State) -> Tensor:
+        """(..., N * 2 * latent_dim): :meth:`feature_map`, flat."""
+        return self.feature_map(state).flatten(-2)
+
+    def feature_map(self, state: State) -> Tensor:
+        """(..., N, 2 * latent_dim): the codes of the current frame's tokens beside those of the frame before, so that
+        movement can be read off. Where there is none before, the current frame stands in for it."""
+        tokens = state["tokens"]
+        now, before = tokens[..., -1, :], tokens[..., -2, :]
+        before = torch.where(state["valid"][..., -2, None], before, now)
+        embed = self.tokenizer.quantizer.embed
+        return torch.cat([embed(now), embed(before)], -1).detach()
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The features of the frames themselves: a perfect prediction gets every token right."""
+        return self.features(self.observe(batch))
+
+    @torch.no_grad()
+    def decode(self, state: State) -> Tensor:
+        """(..., C,H,W) by the tokenizer's decoder, which sees the whole window."""
+        lead = state["valid"].shape[:-1]
+        tokens_mwn, valid_mw = state["tokens"].flatten(0, len(lead) - 1), state["valid"].flatten(0, len(lead) - 1)
+        pictures = torch.empty(len(valid_mw), *self.tokenizer.picture, device=self.device)
+        for length, rows in groups_by_length(valid_mw):
+            for some in rows.split(DECODE_WINDOWS):
+                pictures[some] = self.tokenizer.decode(tokens_mwn[some, -length:])[:, -1].to(pictures.dtype)
+        return pictures.unflatten(0, lead)
+
+    def log_prob(self, state: State, batch: Batch) -> None:
+        """None: MaskGIT defines no density of a frame. It draws tokens in an order that depends on the draws, so the
+        probability of a frame is a sum over all orders; and tokens are not pixels, other tokenizers have others."""
+        return None

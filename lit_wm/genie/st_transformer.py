@@ -1,0 +1,96 @@
+"""The spatio-temporal transformer that all of Genie is built from (Genie, section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lit_wm.nn.attention import MLP, Attention
+from lit_wm.nn.patches import sincos, sincos_2d
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class STBlock(nn.Module):
+    """Attention within each frame, causal attention along each place, then **one** feed-forward layer after both.
+
+    Cost grows linearly with the number of frames. The paper leaves the norms open; here each of the three sub-layers
+    is pre-normalised and residual, as in its public re-implementations.
+
+    Args:
+        dim: width D.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward layer.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm_time, self.time = nn.LayerNorm(dim), Attention(dim, heads, causal=True)
+        self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
+
+    def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """(B,T,N,D) -> (B,T,N,D), and the temporal keys and values (B*N,heads,past+T,D/heads)."""
+        b, t, n, d = x_btnd.shape
+        y, _ = self.space(self.norm_space(x_btnd).view(b * t, n, d))
+        x_btnd = x_btnd + y.view(b, t, n, d)
+        y, past = self.time(self.norm_time(x_btnd).transpose(1, 2).reshape(b * n, t, d), past)
+        x_btnd = x_btnd + y.view(b, n, t, d).transpose(1, 2)
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
+
+
+class STTransformer(nn.Module):
+    """Blocks between embedded tokens and features; projections in and out belong to whoever uses it.
+
+    Position code: fixed sines and cosines of row, column and frame, added once at the input. The paper names none;
+    this is the simplest of those in use (jasmine's), and needs no parameters.
+
+    Args:
+        grid: (rows, columns) of tokens in a frame.
+        frames: the longest clip W; longer ones are refused because no position beyond it was ever trained.
+        dim: width D, divisible by 4 (position code) and by ``heads``.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward layers.
+        blocks: number of blocks.
+        extra_tokens: learned tokens that stand before those of the grid, without a place.
+    """
+
+    def __init__(
+        self, grid: tuple[int, int], frames: int, dim: int, heads: int, ffn: int, blocks: int, extra_tokens: int = 0
+    ) -> None:
+        super().__init__()
+        self.frames = frames
+        self.blocks = nn.ModuleList(STBlock(dim, heads, ffn) for _ in range(blocks))
+        self.norm = nn.LayerNorm(dim)
+        space_nd = torch.cat([torch.zeros(extra_tokens, dim), sincos_2d(*grid, dim)])
+        self.register_buffer("space_nd", space_nd, persistent=False)
+        self.register_buffer("time_td", sincos(torch.arange(frames), dim), persistent=False)
+
+    def forward(self, x_btnd: Tensor) -> Tensor:
+        """(B,T,N,D) embedded tokens -> (B,T,N,D) normalised features; those at t depend on frames <= t only."""
+        return self.step(x_btnd)[0]
+
+    def step(self, x_btnd: Tensor, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
+        """Go on from cached frames: equal to :meth:`forward` on all frames together, without computing the old ones.
+
+        Args:
+            x_btnd: (B,T,N,D) the new frames' embedded tokens.
+            past: what the last call returned, one entry per block; None at the beginning of a clip. It is not changed,
+                so the same past may be used again while a frame is being refined.
+
+        Returns:
+            (B,T,N,D) features of the new frames, and the past that includes them.
+
+        Raises:
+            ValueError: past and new frames together exceed ``frames``.
+        """
+        start = 0 if past is None else past[0][0].shape[2]
+        stop = start + x_btnd.shape[1]
+        if stop > self.frames:
+            raise ValueError(f"{stop} frames, but this transformer has positions for {self.frames}")
+        x_btnd = x_btnd + self.space_nd + self.time_td[start:stop, None]
+        now = []
+        for i, block in enumerate(self.blocks):
+            x_btnd, keys_values = block(x_btnd, None if past is None else past[i])
+            now.append(keys_values)
+        return self.norm(x_btnd), now
