@@ -1,0 +1,1 @@
+"""Lightning callbacks that any route can use."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.experience import action_vectors, previous_actions
 from lit_wm.contract import Batch, State, repeat_samples
@@ -27,7 +28,6 @@ from lit_wm.dreamer.rssm import RSSM, Posterior, feature
 from lit_wm.dreamer.sizes import named_size
 from lit_wm.errors import UserError
 from lit_wm.optim.laprop import LaProp
-from lit_wm.optim.schedules import warmup_constant
 from lit_wm.world_model import WorldModel
 
 LOSS_SCALES = {"rec": 1.0, "rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
@@ -170,7 +170,10 @@ class DreamerModule(WorldModel):
     def configure_optimizers(self) -> dict[str, Any]:
         params = [p for p in self.parameters() if p.requires_grad]
         optimizer = LaProp(params, lr=self.hparams.lr, clip=self.hparams.agc)
-        schedule = warmup_constant(optimizer, self.hparams.warmup_steps)
+        warmup = max(self.hparams.warmup_steps, 1)
+        schedule = LambdaLR(
+            optimizer, lambda step: min(1.0, step / warmup)
+        )  # the first update has rate 0, as in the reference
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,160 @@
+"""fit, validate, test and predict: LightningCLI, with runs that have a name and mistakes that are said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from datamodules.episodes import EpisodeDataModule
+from lit_wm.callbacks.checkpoint import StepCheckpoint
+from lit_wm.dreamer import DreamerModule
+from lit_wm.errors import UserError
+from lit_wm.genie import GenieModule
+from lit_wm.jepa import JEPAModule
+from lit_wm.loading import CHECKPOINT
+from lit_wm.world_model import WorldModel
+
+__all__ = ["DreamerModule", "EpisodeDataModule", "GenieModule", "JEPAModule", "main"]  # known by their short names
+
+# `${data.init_args.batch_size}` may cross files and see command-line overrides, inside verbs too
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+RUN_FOLDER = "LIT_WM_RUN_FOLDER"  # set by the first process, read by the ranks it launches
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one line instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(one_line(message)) from ex
+
+
+def one_line(message: str) -> str:
+    """The telling lines of jsonargparse's message: its first, and the innermost cause."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    causes = [
+        line for line in lines[1:] if not line.startswith(("Given value", "Subclass types expected", "Problem with"))
+    ]
+    return f"{lines[0]} {causes[-1]}" if causes and causes[-1] not in lines[0] else lines[0]
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """``config.yaml`` beside the run, written by fit alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI in subclass mode; the data describes itself to the model, and runs land in ``runs/NAME``."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.pop("dump_header", None)
+        parser = OneLineParser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="Configuration file; later ones win, then options.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="The run lands in <runs>/<name>.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; TensorBoard's logdir.")
+        parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.link_arguments("data.spec", "model.init_args.experience", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer") or {}
+        if config.get("logger") is None and not config.get("fast_dev_run"):
+            folder = self.run_folder()
+            kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def run_folder(self) -> Path:
+        """``runs/NAME``; a fit from scratch never writes into a run that is already there: it takes ``NAME-2``, ``-3`` ..."""
+        wanted = Path(self._get(self.config, "runs")) / self._get(self.config, "name")
+        if self.subcommand != "fit" or self._get(self.config, "ckpt_path"):
+            return wanted
+        if RUN_FOLDER in os.environ and "LOCAL_RANK" in os.environ:
+            return Path(os.environ[RUN_FOLDER])
+        folder, n = wanted, 1
+        while (folder / CHECKPOINT).exists():
+            n += 1
+            folder = wanted.with_name(f"{wanted.name}-{n}")
+        if folder != wanted:
+            print(f"{wanted} holds a run (go on with it by --ckpt_path last); this one lands in {folder}")
+        os.environ[RUN_FOLDER] = str(folder)
+        return folder
+
+
+def config_file(path: str) -> str:
+    """A configuration file by its path here, or among those installed with the package.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    import lit_wm.configs
+
+    if Path(path).is_file():
+        return path
+    installed = Path(lit_wm.configs.__file__).parent
+    inside = installed / Path(path).relative_to("configs") if Path(path).parts[:1] == ("configs",) else installed / path
+    if inside.is_file():
+        return str(inside)
+    known = sorted(f"configs/{file.relative_to(installed)}" for file in installed.rglob("*.yaml"))
+    nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.3) or known[:3]
+    raise UserError(f"no configuration file at {path}; near it: {', '.join(nearest)}")
+
+
+def find_configs(argv: list[str]) -> list[str]:
+    """Replace every ``--config FILE`` by a file that exists."""
+    found, expects = [], False
+    for word in argv:
+        if expects:
+            word = config_file(word)
+        elif word.startswith(("--config=", "-c=")):
+            option, _, path = word.partition("=")
+            word = f"{option}={config_file(path)}"
+        expects = word in ("-c", "--config")
+        found.append(word)
+    return found
+
+
+def check_ckpt_path(argv: list[str]) -> None:
+    """A named checkpoint must be readable and ours, before anything is built.
+
+    Raises:
+        UserError: it is not.
+    """
+    from lit_wm.loading import read_checkpoint
+
+    for i, word in enumerate(argv):
+        option, _, path = word.partition("=")
+        if option == "--ckpt_path":
+            path = path or (argv[i + 1] if i + 1 < len(argv) else "")
+            if path not in ("", "last", "best", "null"):
+                read_checkpoint(Path(path))
+
+
+def main(argv: list[str]) -> None:
+    """Run a Lightning verb: ``argv[0]`` is its name."""
+    argv = find_configs(argv)
+    check_ckpt_path(argv)
+    TrainCLI(
+        WorldModel,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={"max_epochs": -1},
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        args=argv,
+    )

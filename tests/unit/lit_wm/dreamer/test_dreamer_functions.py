@@ -1,0 +1,127 @@
+"""DreamerV3's equations against brute force."""
+
+import math
+
+import pytest
+import torch
+
+from lit_wm.dreamer.behavior import ReturnNormalizer, lambda_returns
+from lit_wm.dreamer.distributions import (
+    categorical_kl,
+    gumbel,
+    sample_one_hot,
+    symexp,
+    symlog,
+    twohot_bins,
+    twohot_cross_entropy,
+    twohot_mean,
+    unimix_log_probs,
+)
+from lit_wm.dreamer.layers import BlockLinear, RMSNorm
+
+
+def test_symlog_and_symexp_are_inverse_and_odd():
+    x = torch.tensor([-1e4, -1.0, 0.0, 0.5, 3e6], dtype=torch.float64)
+    torch.testing.assert_close(symexp(symlog(x)), x)
+    torch.testing.assert_close(symlog(-x), -symlog(x))
+    assert symlog(torch.tensor(math.e - 1)).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_bins_are_symmetric_with_an_exact_zero():
+    bins = twohot_bins()
+    assert len(bins) == 255 and bins[127] == 0
+    assert torch.equal(bins, -bins.flip(0)) and (bins.diff() > 0).all()
+
+
+def test_uniform_logits_predict_exactly_zero():
+    assert twohot_mean(torch.zeros(3, 255), twohot_bins()).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_twohot_loss_is_least_at_the_interpolated_distribution():
+    """The target's mean under its own twohot weights is the target, so the minimising logits predict it."""
+    bins = twohot_bins(torch.float64)
+    target = torch.tensor([-7.3, 0.0, 0.4, 55.5], dtype=torch.float64)
+    logits = torch.zeros(4, 255, dtype=torch.float64, requires_grad=True)
+    twohot_cross_entropy(logits, target, bins).sum().backward()
+    weights = logits.detach().softmax(-1) - logits.grad  # d CE / d logits = softmax - target weights
+    torch.testing.assert_close((weights * bins).sum(-1), target, rtol=1e-9, atol=1e-9)
+    assert ((weights.abs() > 1e-9).sum(-1) <= 2).all()
+
+
+def test_twohot_targets_beyond_the_ends_are_clipped():
+    bins = twohot_bins(torch.float64)
+    logits = torch.randn(2, 255, dtype=torch.float64)
+    loss = twohot_cross_entropy(logits, torch.tensor([-1e12, 1e12], dtype=torch.float64), bins)
+    torch.testing.assert_close(loss, -logits.log_softmax(-1)[[0, 1], [0, 254]])
+
+
+def test_unimix_keeps_every_class_possible():
+    log_p = unimix_log_probs(torch.tensor([[100.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(log_p.exp(), torch.tensor([[0.9925, 0.0025, 0.0025, 0.0025]]))
+
+
+def test_kl_is_that_of_torch_summed_over_latents():
+    p, q = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
+    law = torch.distributions.Categorical
+    expected = torch.distributions.kl_divergence(law(logits=p), law(logits=q)).sum(-1)
+    torch.testing.assert_close(categorical_kl(p.log_softmax(-1), q.log_softmax(-1)), expected)
+
+
+def test_samples_are_one_hot_with_the_gradient_of_the_probabilities():
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((sample_one_hot(logits.log_softmax(-1), None) * weight).sum(), logits)
+    (expected,) = torch.autograd.grad((logits.softmax(-1) * weight).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+    hard = sample_one_hot(logits.detach().log_softmax(-1), None)
+    assert torch.equal(hard.argmax(-1), logits.argmax(-1)) and (hard.sum(-1) == 1).all()
+
+
+def test_gumbel_samples_follow_the_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.tensor([0.1, 0.2, 0.7])
+    log_p = probs.log().expand(20000, 3)
+    counts = sample_one_hot(log_p, gumbel((20000, 3), log_p, generator)).mean(0)
+    torch.testing.assert_close(counts, probs, atol=0.015, rtol=0)
+
+
+def test_lambda_return_is_the_weighted_sum_of_n_step_returns():
+    """Against the definition: (1-l) sum l^(n-1) R^(n), with discounts that end an episode in between."""
+    torch.manual_seed(0)
+    n, k, lam = 3, 6, 0.95
+    reward, value = torch.randn(n, k, dtype=torch.float64), torch.randn(n, k, dtype=torch.float64)
+    discount = torch.rand(n, k, dtype=torch.float64)
+    discount[0, 2] = 0
+    returns = lambda_returns(reward, discount, torch.full_like(reward, lam), value, value[:, -1])
+    for row in range(n):
+        expected, weight, collected, through = 0.0, 1.0, 0.0, 1.0
+        for t in range(k):
+            collected += through * reward[row, t]
+            through *= discount[row, t]
+            share = weight * (1 - lam) if t < k - 1 else weight
+            expected += share * (collected + through * value[row, t])
+            weight *= lam
+        assert returns[row, 0].item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_return_normalizer_moves_one_percent_from_zero_and_never_below_one():
+    normalizer = ReturnNormalizer()
+    returns = torch.linspace(-100, 300, 401)
+    normalizer.update(returns)
+    assert normalizer.low.item() == pytest.approx(0.01 * -80, rel=1e-4)
+    assert normalizer.high.item() == pytest.approx(0.01 * 280, rel=1e-4)
+    assert ReturnNormalizer().scale == 1 and normalizer.scale.item() == pytest.approx(3.6, rel=1e-4)
+
+
+def test_block_linear_is_a_dense_map_with_zeros_off_the_blocks():
+    layer = BlockLinear(12, 8, 4)
+    dense = torch.block_diag(*layer.weight)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(layer(x), x @ dense + layer.bias)
+
+
+def test_rms_norm_ignores_scale_and_keeps_dtype():
+    norm = RMSNorm(16)
+    x = torch.randn(3, 16) * 10
+    torch.testing.assert_close(norm(x), norm(7 * x), rtol=1e-4, atol=1e-4)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
