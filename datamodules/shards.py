@@ -1,0 +1,341 @@
+"""Episodes to WebDataset shards and back.
+
+An episode is cut into chunks of at most ``chunk_steps`` steps; all its chunks lie behind each other in one tar file.
+A shard becomes visible (renamed, then named by ``index.json``) only when it is complete and on the disk, so a crash,
+a kill or a full disk at any moment leaves a folder that reads without error and holds everything finished before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import webdataset as wds
+from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
+
+from datamodules.codec import ChunkMeta, Rows, check_codec, decode_chunk, decode_meta, encode_chunk
+from datamodules.experience import ExperienceError, ExperienceSpec, check_episode
+from datamodules.index import INDEX_NAME, SHARD_NAME, Index, Shard, read_index, sync_folder, write_index
+
+__all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
+
+
+@dataclass
+class _OpenShard:
+    """A shard being written, under a name that no reader looks at."""
+
+    path: Path
+    file: IO[bytes]
+    tar: wds.TarWriter
+    samples: int = 0
+    episodes: list[tuple[int, int]] = field(default_factory=list)
+    torn: bool = False  # an interrupt (Ctrl-C) struck while an episode was being written
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps in self.episodes)
+
+
+class ShardWriter:
+    """Writes episodes as shards; a context manager.
+
+    Episode ``i`` goes to ``val`` where ``i % holdout == 1``, to ``test`` where it is 2, else to ``train``.
+    Leaving the context on an exception keeps every whole episode written so far; with ``overwrite`` it keeps the
+    old recording instead.
+
+    Args:
+        root: folder to write to; made if it is missing.
+        spec: what the episodes look like.
+        environment: the environment and its settings, plain JSON types.
+        policy: who acts.
+        seed: of the recording.
+        codec: ``webp`` (lossless strips) or ``npz`` (deflate).
+        chunk_steps: most steps of a chunk; a WebP strip caps it at 16383 // picture height.
+        shard_steps: a shard is closed when it holds at least so many steps.
+        holdout: of so many episodes one is held out for ``val`` and one for ``test``; 0 holds out none.
+        overwrite: replace an earlier recording, once the new one is complete.
+
+    Raises:
+        ExperienceError: ``root`` already holds something, or an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        spec: ExperienceSpec,
+        *,
+        environment: dict[str, Any],
+        policy: str,
+        seed: int,
+        codec: str = "webp",
+        chunk_steps: int = 128,
+        shard_steps: int = 4096,
+        holdout: int = 10,
+        overwrite: bool = False,
+    ) -> None:
+        if holdout and holdout < 3:
+            raise ExperienceError(f"holdout is {holdout}: it must be 0 (hold out nothing) or at least 3")
+        self.root = Path(root).absolute()
+        chunk_steps = check_codec(spec, codec, chunk_steps)
+        self._shard_steps, self._holdout = shard_steps, holdout
+        self._folder = _prepare(self.root, overwrite)
+        self._index = Index(self._folder, spec, (), codec, chunk_steps, dict(environment), str(policy), int(seed))
+        self._open: dict[str, _OpenShard] = {}
+        self._episodes = 0
+        self._failed = False
+
+    @property
+    def episodes(self) -> int:
+        """Episodes written so far, finished shards or not."""
+        return self._episodes
+
+    @property
+    def safe_steps(self) -> int:
+        """Steps in finished shards: what a crash now would leave."""
+        return sum(shard.steps for shard in self._index.shards)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._folder != self.root:
+            self._discard()
+        elif not self._failed:
+            self._finish_all()
+
+    def write_episode(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Check one whole episode and write it.
+
+        Raises:
+            ExperienceError: it breaks the contract, or the disk is full (the message says what is safe).
+        """
+        spec, number = self._index.spec, self._episodes
+        where = f"episode {number}"
+        length = check_episode(rows, spec, where)
+        if bool(spec.factors) != ("state" in rows):
+            raise ExperienceError(f"{where}: 'state' must be there exactly if the description names factors")
+        rest = number % self._holdout if self._holdout else 0
+        split = {1: "val", 2: "test"}.get(rest, "train")
+        chunks = [self._encode(rows, number, start) for start in range(0, length, self._index.chunk_steps)]
+        try:
+            shard = self._open.get(split) or self._start(split)
+            shard.torn = True
+            for chunk in chunks:
+                shard.tar.write(chunk)
+            shard.samples += len(chunks)
+            shard.episodes.append((number, length))
+            shard.torn = False
+            self._episodes += 1
+            if shard.steps >= self._shard_steps:
+                self._finish(split)
+        except OSError as error:
+            self._give_up(split, error)
+
+    def close(self) -> Index | None:
+        """Finish all shards; with ``overwrite``, put the new folder into the place of the old one.
+
+        Returns:
+            The index, or None if no episode was written.
+
+        Raises:
+            ExperienceError: the disk is full (the message says what is safe).
+        """
+        if self._failed:
+            return None
+        self._finish_all()
+        if not self._index.shards:
+            return None
+        if self._folder != self.root:
+            _swap(self._folder, self.root)
+            self._folder = self.root
+        return read_index(self.root)
+
+    def _encode(self, rows: Mapping[str, np.ndarray], number: int, start: int) -> dict[str, Any]:
+        chunk = {key: rows[key][start : start + self._index.chunk_steps] for key in rows}
+        meta = ChunkMeta(number, start, len(chunk["reward"]))
+        return {
+            "__key__": f"{number:06d}-{start:06d}",
+            **encode_chunk(chunk, meta, self._index.spec, self._index.codec),
+        }
+
+    def _start(self, split: str) -> _OpenShard:
+        name = f"{split}-{len(self._index.of(split)):06d}.tar"
+        path = self._folder / f".{name}.part"
+        file = open(path, "wb")  # noqa: SIM115 (closed by _finish or _drop, episodes later)
+        self._open[split] = _OpenShard(path, file, wds.TarWriter(file, encoder=False, mtime=0))
+        return self._open[split]
+
+    def _finish(self, split: str) -> None:
+        """Make an open shard durable, then visible, then part of the index."""
+        shard = self._open[split]
+        shard.tar.close()
+        shard.file.flush()
+        os.fsync(shard.file.fileno())
+        shard.file.close()
+        with open(shard.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        target = shard.path.with_name(shard.path.name[1 : -len(".part")])
+        size = shard.path.stat().st_size
+        done = Shard(target.name, split, shard.samples, shard.steps, size, digest, tuple(shard.episodes))
+        os.replace(shard.path, target)
+        shard.path = target  # should the index not be writable any more, this file goes
+        index = Index(**{**vars(self._index), "shards": (*self._index.shards, done)})
+        write_index(index)
+        self._index = index
+        del self._open[split]
+
+    def _finish_all(self) -> None:
+        for split, shard in list(self._open.items()):
+            if shard.torn:
+                self._drop(split)
+                continue
+            try:
+                self._finish(split)
+            except OSError as error:
+                self._give_up(split, error)
+
+    def _give_up(self, split: str, error: OSError) -> None:
+        """Drop the shard that could not be written, which frees its space; finish the others if that is now possible."""
+        self._failed = True
+        self._drop(split)
+        for other in list(self._open):
+            try:
+                self._finish(other)
+            except OSError:
+                self._drop(other)
+        kept = f"{self.safe_steps} steps are safe in {self.root}"
+        if self._folder != self.root:
+            self._discard()
+            kept = f"the old recording in {self.root} is untouched"
+        raise ExperienceError(f"writing to {self.root} failed ({error.strerror or error}): {kept}") from error
+
+    def _drop(self, split: str) -> None:
+        if shard := self._open.pop(split, None):
+            shard.file.raw.close()  # not file.close(): flushing the buffer would fail once more
+            shard.path.unlink(missing_ok=True)
+
+    def _discard(self) -> None:
+        for split in list(self._open):
+            self._drop(split)
+        shutil.rmtree(self._folder)
+
+
+def _prepare(root: Path, overwrite: bool) -> Path:
+    """The folder to write into: ``root``, or a sibling of it while an old recording is in its place."""
+    if root.exists() and not root.is_dir():
+        raise ExperienceError(f"{root} is a file: --out names a folder")
+    found = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    foreign = [name for name in found if not _is_ours(name)]
+    if foreign:
+        raise ExperienceError(f"{root} holds '{foreign[0]}', which is no recording: choose another folder")
+    if INDEX_NAME not in found:
+        root.mkdir(parents=True, exist_ok=True)
+        for name in found:  # left by a writer that was killed before its first shard was complete
+            (root / name).unlink()
+        return root
+    if not overwrite:
+        raise ExperienceError(f"{root} already holds a recording: choose another folder, or overwrite it on purpose")
+    folder = root.with_name(f".{root.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _is_ours(name: str) -> bool:
+    bare = name[1 : -len(".part")] if name.startswith(".") and name.endswith(".part") else name
+    return bare == INDEX_NAME or SHARD_NAME.fullmatch(bare) is not None
+
+
+def _swap(new: Path, root: Path) -> None:
+    old = root.with_name(f".{root.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(root, old)
+    os.rename(new, root)
+    sync_folder(root.parent)
+    shutil.rmtree(old)
+
+
+def read_chunks(index: Index, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The raw members of a shard's chunks in order: (key, member name -> bytes).
+
+    Raises:
+        ExperienceError: the file is missing, ends early or is no tar file; raised after the chunks that can be read.
+    """
+    path, read = index.root / shard.path, 0
+    try:
+        files = tar_file_expander(url_opener([{"url": str(path)}]))
+        for sample in group_by_keys(files, lcase=False):
+            read += 1
+            yield sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")}
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        raise ExperienceError(f"{path} cannot be read to its end: chunk {read} of {shard.samples} is broken") from error
+    if read != shard.samples:
+        raise ExperienceError(f"{path} holds {read} chunks, {INDEX_NAME} says {shard.samples}")
+
+
+def iter_episodes(root: str | Path, split: str | None = None) -> Iterator[Rows]:
+    """Whole episodes, as they were written.
+
+    Args:
+        root: folder of a recording.
+        split: one split only; None for all.
+
+    Raises:
+        ExperienceError: the folder, or anything in it, is broken.
+    """
+    index = read_index(root)
+    for shard in index.of(split) if split else index.shards:
+        for _, rows in _shard_episodes(index, shard):
+            yield rows
+
+
+def _shard_episodes(index: Index, shard: Shard) -> Iterator[tuple[int, Rows]]:
+    """(number, rows) of a shard's episodes, each held against the index."""
+    pieces: list[Rows] = []
+    expected = iter(shard.episodes)
+    for key, members in read_chunks(index, shard):
+        where = f"{index.root / shard.path}: chunk {key}"
+        meta = decode_meta(members, where)
+        if not pieces:
+            number, length = next(expected, (-1, -1))
+        have = sum(len(piece["reward"]) for piece in pieces)
+        if (meta.episode, meta.start) != (number, have):
+            raise ExperienceError(f"{where} is step {meta.start} of episode {meta.episode}, the index disagrees")
+        pieces.append(decode_chunk(members, index.spec, index.codec, where))
+        if have + meta.length >= length:
+            rows = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+            if check_episode(rows, index.spec, where) != length:
+                raise ExperienceError(f"{where}: episode {number} is longer than the {length} steps of the index")
+            yield number, rows
+            pieces = []
+    if pieces or next(expected, None):
+        raise ExperienceError(f"{index.root / shard.path} lacks the end of an episode that {INDEX_NAME} names")
+
+
+def verify(root: str | Path) -> Index:
+    """Read and decode everything, and hold it against the index: hashes, counts, the contract, disjoint splits.
+
+    Raises:
+        ExperienceError: the first thing that is wrong.
+    """
+    index = read_index(root)
+    seen: set[int] = set()
+    for shard in index.shards:
+        path = index.root / shard.path
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise ExperienceError(f"{path} is not the file that was recorded: its sha256 differs from the index")
+        for number, _ in _shard_episodes(index, shard):
+            if number in seen:
+                raise ExperienceError(f"{path}: episode {number} occurs twice")
+            seen.add(number)
+    return index
