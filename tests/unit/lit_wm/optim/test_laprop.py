@@ -1,5 +1,7 @@
 """LaProp with adaptive clipping against its equations, written out for one tensor."""
 
+import copy
+
 import torch
 
 from lit_wm.optim.laprop import LaProp
@@ -35,7 +37,7 @@ def test_the_state_survives_a_round_trip():
     one, two = LaProp([a], lr=0.1), LaProp([b], lr=0.1)
     a.grad = torch.randn(5)
     one.step()
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
     with torch.no_grad():
         b.copy_(a)
     a.grad = torch.randn(5)
