@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,18 +58,15 @@ def check_codec(spec: ExperienceSpec, codec: str, chunk_steps: int) -> int:
     return chunk_steps
 
 
-def encode_webp(frames: np.ndarray, method: int = 0) -> bytes:
+def encode_webp(frames: np.ndarray) -> bytes:
     """(T,H,W,C) uint8 to one lossless WebP strip. A single channel is stored three times, which costs next to nothing.
 
-    Args:
-        method: effort, 0 to 6. Higher is smaller and slower to write, hardly slower to read.
+    Method 0 with effort 80 is the fastest to write and read of the settings tried; the others save at most a third.
     """
     steps, height, width, channels = frames.shape
     strip = np.ascontiguousarray(frames).reshape(steps * height, width, channels)
     file = io.BytesIO()
-    Image.fromarray(np.repeat(strip, 3 // channels, 2), "RGB").save(
-        file, "WEBP", lossless=True, quality=0, method=method
-    )
+    Image.fromarray(np.repeat(strip, 3 // channels, 2)).save(file, "WEBP", lossless=True, quality=80, method=0)
     return file.getvalue()
 
 
@@ -138,7 +133,7 @@ def decode_chunk(members: Mapping[str, bytes], spec: ExperienceSpec, codec: str,
             rows[key] = decode_webp(data, shape) if codec == "webp" else decode_npz(data)["frames"]
     except ExperienceError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # given broken bytes, the decoders raise whatever they stumble over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExperienceError(f"{where}: member {name} cannot be decoded ({reason})") from error
     steps = check_rows(rows, spec, where)

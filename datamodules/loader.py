@@ -118,7 +118,7 @@ def deal_shards(weights: Sequence[int], readers: int, rng: np.random.Generator) 
 class TrainClips(IterableDataset):
     """Batches of one epoch on one rank; each item is (batch, damage met on the way).
 
-    Every start of a clip is equally likely within a shard; among shards as evenly as they can be dealt to the readers.
+    Every start of a clip is equally likely among the shards that a reader is dealt, and these change with every epoch.
 
     Args:
         index: of the folder.
@@ -153,7 +153,7 @@ class TrainClips(IterableDataset):
         slot, slots = self.place.rank * workers + turn, self.place.world_size * workers
         mine = range(turn, self.batches, workers)
         damage: list[Damage] = []
-        clips = islice(self._clips(slot, slots, damage), len(mine) * self.settings.batch_size)
+        clips = self._clips(slot, slots, len(mine) * self.settings.batch_size, damage)
         order = random.Random(f"{self.seed}/{self.epoch}/{slot}")
         clips = iter(wds.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=order)(clips))
         for number in mine:
@@ -165,22 +165,27 @@ class TrainClips(IterableDataset):
                 yield collate(batch, self.index.spec, self.settings.without), damage[:]
                 damage.clear()
 
-    def _clips(self, slot: int, slots: int, damage: list[Damage]) -> Iterator[Rows]:
-        """Clips of one reader, lap after lap; ends only if a whole lap held nothing that can be read."""
+    def _clips(self, slot: int, slots: int, need: int, damage: list[Damage]) -> Iterator[Rows]:
+        """Exactly ``need`` clips for one reader, lap after lap; fewer only if lap after lap nothing can be read."""
         shards, rate = expected_clips(self.index, "train", self.settings)
         weights = [len(starts) for _, starts in shards]
         draw = np.random.default_rng([self.seed, self.epoch, slot])
-        lap, found = 0, True
-        while found or not damage:
-            found = False
-            hands = deal_shards(weights, slots, np.random.default_rng([self.seed, self.epoch, lap, 1 << 20]))
-            for number in hands[slot]:
+        lap = barren = 0
+        while need and barren < 10:
+            hand = deal_shards(weights, slots, np.random.default_rng([self.seed, self.epoch, lap, 1 << 20]))[slot]
+            found, total = 0, sum(weights[number] for number in hand)
+            # Drawn over the whole hand before reading: to stop reading when there is enough would favour early rows.
+            count = min(need, max(1, int(rate * total + draw.random())))
+            chosen = np.sort(draw.choice(total, count, replace=False))
+            for number in hand:
                 shard, starts = shards[number]
-                count = int(rate * len(starts) + draw.random())
-                chosen = draw.choice(starts, count, replace=False)
-                for clip in read_clips(self.index, shard, chosen, self.settings.length, damage):
-                    found = True
+                here, chosen = np.split(chosen, [np.searchsorted(chosen, len(starts))])
+                for clip in read_clips(self.index, shard, starts[here], self.settings.length, damage):
+                    found += 1
                     yield clip
+                chosen -= len(starts)
+            need -= found
+            barren = 0 if found else barren + 1
             lap += 1
 
 

@@ -8,13 +8,14 @@ a kill or a full disk at any moment leaves a folder that reads without error and
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import webdataset as wds
@@ -26,17 +27,19 @@ from datamodules.index import INDEX_NAME, SHARD_NAME, Index, Shard, read_index, 
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
 
+TAR_END = 1024  # two zero blocks end a tar file
+
 
 @dataclass
 class _OpenShard:
-    """A shard being written, under a name that no reader looks at."""
+    """A shard being written to ``part``, a name that no reader looks at, until it is renamed to ``target``."""
 
-    path: Path
-    file: IO[bytes]
-    tar: wds.TarWriter
+    target: Path
+    part: Path
+    file: BinaryIO
+    bytes: int = 0  # of the whole episodes in the file; what lies behind is a torn one
     samples: int = 0
     episodes: list[tuple[int, int]] = field(default_factory=list)
-    torn: bool = False  # an interrupt (Ctrl-C) struck while an episode was being written
 
     @property
     def steps(self) -> int:
@@ -85,7 +88,10 @@ class ShardWriter:
         self.root = Path(root).absolute()
         chunk_steps = check_codec(spec, codec, chunk_steps)
         self._shard_steps, self._holdout = shard_steps, holdout
-        self._folder = _prepare(self.root, overwrite)
+        try:
+            self._folder = _prepare(self.root, overwrite)
+        except OSError as error:
+            raise ExperienceError(f"cannot write to {self.root}: {error.strerror or error}") from error
         self._index = Index(self._folder, spec, (), codec, chunk_steps, dict(environment), str(policy), int(seed))
         self._open: dict[str, _OpenShard] = {}
         self._episodes = 0
@@ -125,20 +131,18 @@ class ShardWriter:
             raise ExperienceError(f"{where}: 'state' must be there exactly if the description names factors")
         rest = number % self._holdout if self._holdout else 0
         split = {1: "val", 2: "test"}.get(rest, "train")
-        chunks = [self._encode(rows, number, start) for start in range(0, length, self._index.chunk_steps)]
+        data, samples = self._encode(rows, number, length)
         try:
             shard = self._open.get(split) or self._start(split)
-            shard.torn = True
-            for chunk in chunks:
-                shard.tar.write(chunk)
-            shard.samples += len(chunks)
+            _write_all(shard.file, data)
+            shard.bytes += len(data)
+            shard.samples += samples
             shard.episodes.append((number, length))
-            shard.torn = False
             self._episodes += 1
             if shard.steps >= self._shard_steps:
                 self._finish(split)
         except OSError as error:
-            self._give_up(split, error)
+            self._give_up(error)
 
     def close(self) -> Index | None:
         """Finish all shards; with ``overwrite``, put the new folder into the place of the old one.
@@ -159,59 +163,60 @@ class ShardWriter:
             self._folder = self.root
         return read_index(self.root)
 
-    def _encode(self, rows: Mapping[str, np.ndarray], number: int, start: int) -> dict[str, Any]:
-        chunk = {key: rows[key][start : start + self._index.chunk_steps] for key in rows}
-        meta = ChunkMeta(number, start, len(chunk["reward"]))
-        return {
-            "__key__": f"{number:06d}-{start:06d}",
-            **encode_chunk(chunk, meta, self._index.spec, self._index.codec),
-        }
+    def _encode(self, rows: Mapping[str, np.ndarray], number: int, length: int) -> tuple[bytes, int]:
+        """An episode as a piece of a tar file without the end mark, and its number of chunks."""
+        file, starts = io.BytesIO(), range(0, length, self._index.chunk_steps)
+        tar = wds.TarWriter(file, encoder=False, mtime=0)  # no clock in it: equal episodes give equal bytes
+        for start in starts:
+            chunk = {key: rows[key][start : start + self._index.chunk_steps] for key in rows}
+            meta = ChunkMeta(number, start, len(chunk["reward"]))
+            members = encode_chunk(chunk, meta, self._index.spec, self._index.codec)
+            tar.write({"__key__": f"{number:06d}-{start:06d}", **members})
+        size = tar.tarstream.offset
+        tar.close()
+        return file.getvalue()[:size], len(starts)
 
     def _start(self, split: str) -> _OpenShard:
-        name = f"{split}-{len(self._index.of(split)):06d}.tar"
-        path = self._folder / f".{name}.part"
-        file = open(path, "wb")  # noqa: SIM115 (closed by _finish or _drop, episodes later)
-        self._open[split] = _OpenShard(path, file, wds.TarWriter(file, encoder=False, mtime=0))
+        target = self._folder / f"{split}-{len(self._index.of(split)):06d}.tar"
+        part = target.with_name(f".{target.name}.part")
+        self._open[split] = _OpenShard(target, part, open(part, "wb", buffering=0))  # noqa: SIM115 (closed by _finish)
         return self._open[split]
 
     def _finish(self, split: str) -> None:
-        """Make an open shard durable, then visible, then part of the index."""
+        """Make an open shard durable, then visible, then part of the index. May be called again after it failed."""
         shard = self._open[split]
-        shard.tar.close()
-        shard.file.flush()
-        os.fsync(shard.file.fileno())
         shard.file.close()
-        with open(shard.path, "rb") as file:
+        if shard.part.exists():
+            with open(shard.part, "r+b", buffering=0) as file:
+                file.truncate(shard.bytes)
+                file.seek(shard.bytes)
+                _write_all(file, bytes(TAR_END))
+                os.fsync(file.fileno())
+            os.replace(shard.part, shard.target)
+        with open(shard.target, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        target = shard.path.with_name(shard.path.name[1 : -len(".part")])
-        size = shard.path.stat().st_size
-        done = Shard(target.name, split, shard.samples, shard.steps, size, digest, tuple(shard.episodes))
-        os.replace(shard.path, target)
-        shard.path = target  # should the index not be writable any more, this file goes
-        index = Index(**{**vars(self._index), "shards": (*self._index.shards, done)})
+        size = shard.bytes + TAR_END
+        done = Shard(shard.target.name, split, shard.samples, shard.steps, size, digest, tuple(shard.episodes))
+        index = replace(self._index, shards=(*self._index.shards, done))
         write_index(index)
         self._index = index
         del self._open[split]
 
     def _finish_all(self) -> None:
-        for split, shard in list(self._open.items()):
-            if shard.torn:
-                self._drop(split)
-                continue
+        try:
+            for split in list(self._open):
+                self._finish(split)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        """Finish what can be finished: cutting off a torn episode, or dropping a whole shard, frees some space."""
+        self._failed = True
+        for split in list(self._open):
             try:
                 self._finish(split)
-            except OSError as error:
-                self._give_up(split, error)
-
-    def _give_up(self, split: str, error: OSError) -> None:
-        """Drop the shard that could not be written, which frees its space; finish the others if that is now possible."""
-        self._failed = True
-        self._drop(split)
-        for other in list(self._open):
-            try:
-                self._finish(other)
             except OSError:
-                self._drop(other)
+                self._drop(split)
         kept = f"{self.safe_steps} steps are safe in {self.root}"
         if self._folder != self.root:
             self._discard()
@@ -219,14 +224,22 @@ class ShardWriter:
         raise ExperienceError(f"writing to {self.root} failed ({error.strerror or error}): {kept}") from error
 
     def _drop(self, split: str) -> None:
-        if shard := self._open.pop(split, None):
-            shard.file.raw.close()  # not file.close(): flushing the buffer would fail once more
-            shard.path.unlink(missing_ok=True)
+        shard = self._open.pop(split)
+        shard.file.close()
+        shard.part.unlink(missing_ok=True)
+        shard.target.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         for split in list(self._open):
             self._drop(split)
         shutil.rmtree(self._folder)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """An unbuffered file may take less than it is given, and says so only when it is given the rest."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _prepare(root: Path, overwrite: bool) -> Path:
