@@ -1,0 +1,184 @@
+"""Environments to shards: play, cut into episodes in the data contract's alignment, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from datamodules.envs import describe, make, require_next_step
+from datamodules.experience import ExperienceError, ExperienceSpec, Policy
+from datamodules.policies import make_policy
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was recorded: the folder, how many episodes, steps (rows) and bytes, in how many seconds."""
+
+    root: Path
+    episodes: int
+    steps: int
+    bytes: int
+    seconds: float
+
+
+def record(
+    env_id: str,
+    out: str | Path,
+    steps: int,
+    policy: str = "sticky",
+    seed: int = 0,
+    num_envs: int = 8,
+    *,
+    env_args: Mapping[str, Any] | None = None,
+    codec: str = "webp",
+    holdout: int = 10,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Recording:
+    """Play an environment and write shards. The same arguments give the same bytes.
+
+    Args:
+        env_id: see :func:`datamodules.envs.make`.
+        out: a folder that does not hold a recording yet.
+        steps: rows to record in total, over all environments; see :func:`collect`.
+        policy: see :func:`datamodules.policies.make_policy`.
+        seed: of the environments and of the policy.
+        num_envs: environments side by side; part of what determines the recording.
+        env_args: options of the environment, plain JSON types.
+        codec, holdout, overwrite: see :class:`datamodules.shards.ShardWriter`.
+        progress: show a bar, if the error stream is a terminal.
+
+    Returns:
+        Counts of what is now on the disk.
+
+    Raises:
+        ExperienceError: an argument that cannot work, an occupied folder, an environment that breaks the data contract.
+        KeyboardInterrupt: on Ctrl-C, after what was finished has been written.
+    """
+    env_args = dict(env_args or {})
+    if steps < 2:
+        raise ExperienceError(f"steps {steps} must be at least 2: one step has no action and no outcome")
+    spec = describe(env_id, **env_args)
+    player = make_policy(policy, env_id, spec, seed)
+    from datamodules.shards import ShardWriter  # here, because webdataset loads torch, which takes seconds
+
+    began = time.perf_counter()
+    env = make(env_id, min(num_envs, steps // 2), seed, **env_args)
+    writer = ShardWriter(
+        out,
+        spec,
+        environment={"id": env_id, **env_args},
+        policy=policy,
+        seed=seed,
+        codec=codec,
+        holdout=holdout,
+        overwrite=overwrite,
+    )
+    try:
+        with writer, _progress_bar(steps, progress) as advance:
+            for rows in collect(env, spec, player, steps, advance):
+                writer.write_episode(rows)
+    finally:
+        env.close()
+    shards = writer.close().shards
+    return Recording(
+        Path(out),
+        sum(len(shard.episodes) for shard in shards),
+        sum(shard.steps for shard in shards),
+        sum(shard.bytes for shard in shards),
+        time.perf_counter() - began,
+    )
+
+
+def collect(env: VectorEnv, spec: ExperienceSpec, policy: Policy, steps: int, advance: Any = None) -> Iterator[Rows]:
+    """Episodes of the data contract, in the order in which they end.
+
+    In NEXT_STEP mode the environments already deliver the contract's alignment: reward and flags come with the frame
+    they belong to, the final frame in line, and then, whatever the action, the first frame of the next episode.
+
+    The total is ``steps`` rows, every row of every environment counting one. An episode is begun only if two rows of the
+    budget are left, since a single row tells nothing; when the budget is spent, what is still going on is closed like a
+    time limit (``is_last`` without ``is_terminal``). One row is left over if no open episode can take it.
+
+    Args:
+        env: observations are dicts, as :func:`datamodules.envs.make` makes them.
+        spec: what they look like.
+        policy: who acts.
+        steps: rows in total.
+        advance: called with the number of rows after each step of the environments.
+
+    Raises:
+        ExperienceError: another autoreset mode, or observations or actions that are not what ``spec`` says.
+    """
+    require_next_step(env)
+    keys = [*spec.observations, *(["state"] if spec.factors else [])]
+    open_rows: list[list[dict[str, Any]]] = [[] for _ in range(env.num_envs)]
+    retired = np.zeros(env.num_envs, bool)  # no budget was left for their next episode
+    spent = 0  # rows taken, and for an episode of one row so far the second one too, which is promised to it
+    observation, _ = env.reset()
+    reward, over = np.zeros(env.num_envs), np.zeros(env.num_envs, bool)
+    is_first, terminated = ~over, over
+    memory = policy.initial_state(env.num_envs)
+    while not retired.all() and (spent < steps or any(len(rows) == 1 for rows in open_rows)):
+        if missing := [key for key in keys if key not in observation]:
+            raise ExperienceError(f"the environment delivers no '{missing[0]}' but {', '.join(observation)}")
+        action, memory, _ = policy.act(observation, is_first, memory)
+        taken = 0
+        for i, rows in enumerate(open_rows):
+            cost = {0: 2, 1: 0}.get(len(rows), 1)
+            if spent + cost > steps or retired[i]:
+                retired[i] |= not rows
+                continue
+            spent, taken = spent + cost, taken + 1
+            rows.append(
+                {key: np.array(observation[key][i]) for key in keys}
+                | {"action": action[i], "reward": reward[i], "is_first": is_first[i]}
+                | {"is_last": over[i], "is_terminal": terminated[i]}
+            )
+            if over[i]:
+                yield _episode(rows, spec)
+                rows.clear()
+        if advance is not None:
+            advance(taken)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        is_first, over = over, terminated | truncated
+    for rows in open_rows:
+        if rows:
+            rows[-1]["is_last"] = True
+            yield _episode(rows, spec)
+
+
+def _episode(rows: list[dict[str, Any]], spec: ExperienceSpec) -> Rows:
+    """Stack rows in time, in the contract's dtypes; the void action of the last row becomes 0."""
+    dtypes = {"action": spec.action.dtype, "reward": np.float32, "is_first": bool, "is_last": bool, "is_terminal": bool}
+    episode = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    episode |= {key: episode[key].astype(dtype) for key, dtype in dtypes.items()}
+    episode["action"][-1] = 0
+    return episode
+
+
+@contextmanager
+def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
+    """A bar with steps per second on the error stream, silent if that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f} steps/s")
+
+    console = Console(stderr=True)
+    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not wanted or not console.is_terminal) as bar:
+        task = bar.add_task("recording", total=total)
+        yield lambda rows: bar.advance(task, rows)
