@@ -1,0 +1,132 @@
+"""What a model costs: parameters, CPU time of one training step, imagined frames per second."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_wm.contract import Batch, State, WorldModelContract, map_state
+from lit_wm.errors import UserError
+from lit_wm.evaluation.statistics import Number, not_applicable
+
+SECONDS_PER_SPEED = 3.0  # after that much time a speed has been measured often enough
+
+
+def parameter_numbers(model: WorldModelContract) -> dict[str, Number]:
+    """All parameters, and those that training changes (an EMA target counts among the first only)."""
+    if not hasattr(model, "parameters"):
+        none = not_applicable("not a torch module")
+        return {"cost/parameters": none, "cost/parameters_trained": none}
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "cost/parameters": Number(float(sum(size for size, _ in sizes)), 1),
+        "cost/parameters_trained": Number(float(sum(size for size, learns in sizes if learns)), 1),
+    }
+
+
+class _CpuClock(Callback):
+    """Process CPU time of every training step, from the batch's arrival to after the optimizer."""
+
+    def __init__(self) -> None:
+        self.milliseconds: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.begin = time.process_time()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.milliseconds.append(1000 * (time.process_time() - self.begin))
+
+
+def train_step_ms(model: WorldModelContract, batch: Batch | None, at_step: int, repeats: int) -> Number:
+    """Median CPU milliseconds (all threads together) of a training step by the real Trainer, on a copy of the model.
+
+    Args:
+        model: a LightningModule; anything else is n/a.
+        batch: a training batch of the run's own shape.
+        at_step: the update it pretends to be at: a route that trains its parts in turn costs differently in each phase.
+        repeats: measured steps, after one that is not counted.
+    """
+    if not isinstance(model, LightningModule) or batch is None:
+        return not_applicable("no training step to measure" if batch is None else "not a LightningModule")
+    clock = _CpuClock()
+    with _quiet():
+        trainer = Trainer(
+            max_steps=at_step + repeats + 1,
+            accelerator="cpu",
+            devices=1,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = at_step
+        try:
+            trainer.fit(copy.deepcopy(model).cpu().train(), _Repeat(batch, repeats + 1))
+        except UserError as error:
+            return not_applicable(str(error))
+    return Number(statistics.median(clock.milliseconds[1:]), repeats)
+
+
+class _Repeat:
+    """A loader that hands out the same batch."""
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        self.batch, self.times = dict(batch), times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter([self.batch] * self.times)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning announces devices at every start; between the lines of a progress bar that is noise."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.inference_mode()
+def imagined_frames_per_second(
+    model: WorldModelContract, state: State, controls: Tensor, batch: int, temperature: float, repeats: int
+) -> Number:
+    """Median over repeats of (batch x K) / wall seconds of one call of ``imagine``; nothing is decoded.
+
+    Args:
+        model: in evaluation mode.
+        state: leading axis of at least one, widened to ``batch`` by repetition.
+        controls: (B,K,...) alike.
+        batch: rollouts at once.
+        temperature: of imagination.
+        repeats: at most; fewer when they take long.
+    """
+    rows = torch.arange(batch) % len(controls)
+    device = next(iter(state.values())).device
+    state, controls = map_state(state, lambda x: x[rows.to(device)]), controls[rows].to(device)
+    model.imagine(state, controls, 1, temperature, torch.Generator(device).manual_seed(0))
+    speeds, begin = [], time.perf_counter()
+    while len(speeds) < repeats and (not speeds or time.perf_counter() - begin < SECONDS_PER_SPEED):
+        start = time.perf_counter()
+        model.imagine(state, controls, 1, temperature, torch.Generator(device).manual_seed(0))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        speeds.append(batch * controls.shape[1] / (time.perf_counter() - start))
+    return Number(statistics.median(speeds), len(speeds))

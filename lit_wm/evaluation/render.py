@@ -1,0 +1,89 @@
+"""Pictures of rollouts: a contact sheet (time to the right) and a GIF (runs side by side)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+SEEN, IMAGINED = (70, 160, 90), (225, 130, 40)  # borders: frames that were shown to the model, frames it imagined
+PAPER, INK = (255, 255, 255), (30, 30, 30)
+BORDER, GAP, LINE, LABEL = 3, 4, 16, 190
+TILE = 96  # pixels that a frame is enlarged to, roughly
+MILLISECONDS = 350  # of a GIF frame
+
+Rows = Mapping[str, Tensor]  # title -> (clips,T,C,H,W) uint8
+
+
+def tile(frame_chw: Tensor, seen: bool) -> Image.Image:
+    """One frame, enlarged by a whole number without smoothing, in its border."""
+    pixels = frame_chw.permute(1, 2, 0).numpy()
+    pixels = np.repeat(pixels[..., :1], 3, -1) if pixels.shape[-1] < 3 else np.ascontiguousarray(pixels[..., :3])
+    zoom = max(1, round(TILE / pixels.shape[0]))
+    picture = Image.fromarray(pixels).resize((pixels.shape[1] * zoom, pixels.shape[0] * zoom), Image.Resampling.NEAREST)
+    framed = Image.new("RGB", (picture.width + 2 * BORDER, picture.height + 2 * BORDER), SEEN if seen else IMAGINED)
+    framed.paste(picture, (BORDER, BORDER))
+    return framed
+
+
+def contact_sheet(rows: Rows, context: int) -> Image.Image:
+    """One block of rows per clip; green borders were seen, orange ones imagined.
+
+    Args:
+        rows: title -> (clips,T,C,H,W) uint8, truth first.
+        context: frames that were seen.
+    """
+    first = next(iter(rows.values()))
+    clips, steps = first.shape[:2]
+    width, height = (side + GAP for side in tile(first[0, 0], True).size)
+    block = LINE + len(rows) * height
+    sheet = Image.new("RGB", (LABEL + steps * width, clips * block), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for clip in range(clips):
+        top = clip * block
+        draw.text((4, top + 1), f"clip {clip + 1}", INK, font)
+        for t in range(steps):
+            draw.text(
+                (LABEL + t * width + BORDER, top + 1), f"{t - context + 1:+d}" if t >= context else "seen", INK, font
+            )
+        for row, (title, frames) in enumerate(rows.items()):
+            y = top + LINE + row * height
+            draw.multiline_text((4, y + height // 3), wrapped(title), INK, font)
+            for t in range(steps):
+                sheet.paste(tile(frames[clip, t], t < context), (LABEL + t * width, y))
+    return sheet
+
+
+def wrapped(title: str, width: int = 30) -> str:
+    """A title in lines that fit beside a row."""
+    return title if len(title) <= width else "\n".join(title.split(": ", 1))
+
+
+def animation(rows: Rows, context: int) -> list[Image.Image]:
+    """One picture per time step: a column per row of the contact sheet, a line per clip."""
+    first = next(iter(rows.values()))
+    clips, steps = first.shape[:2]
+    font = ImageFont.load_default(11)
+    width, height = (side + GAP for side in tile(first[0, 0], True).size)
+    pictures = []
+    for t in range(steps):
+        picture = Image.new("RGB", (len(rows) * width, 3 * LINE + clips * height), PAPER)
+        draw = ImageDraw.Draw(picture)
+        for column, (title, frames) in enumerate(rows.items()):
+            draw.multiline_text((column * width + 2, 1), "\n".join(title.split(": ")), INK, font, spacing=1)
+            for clip in range(clips):
+                picture.paste(tile(frames[clip, t], t < context), (column * width, 2 * LINE + clip * height))
+        says = "seen" if t < context else f"imagined, {t - context + 1} ahead"
+        draw.text((2, picture.height - LINE), says, SEEN if t < context else IMAGINED, font)
+        pictures.append(picture)
+    return pictures
+
+
+def write_gif(pictures: list[Image.Image], path: Path) -> None:
+    """An endless GIF with one palette for all frames, so that still pixels do not flicker."""
+    palette = pictures[-1].quantize(256)
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
