@@ -113,9 +113,11 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
+        elif self._failed:
+            return  # all is settled, and the message on its way
         elif self._folder != self.root:
             self._discard()
-        elif not self._failed:
+        else:
             self._finish_all()
 
     def write_episode(self, rows: Mapping[str, np.ndarray]) -> None:
