@@ -55,7 +55,7 @@ def show_shards(root: Path, deep: bool) -> None:
     }
     for split, counts in index.splits.items():
         rows[split] = ", ".join(f"{value} {name}" for name, value in counts.items())
-    size = sum(shard["bytes"] for shard in index.shards)
+    size = sum(shard.bytes for shard in index.shards)
     rows["shards"] = f"{len(index.shards)} files, {size / 1e6:.1f} MB, codec {index.codec}"
     rows["data hash"] = index.data_hash
     if deep:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -15,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodules.episodes import EpisodeDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.dreamer import DreamerModule
-from lit_wm.errors import UserError
+from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
 from lit_wm.jepa import JEPAModule
 from lit_wm.loading import CHECKPOINT
@@ -36,13 +38,23 @@ class OneLineParser(LightningArgumentParser):
         raise UserError(one_line(message)) from ex
 
 
+NOISE = ("Given value", "Subtypes:", "Does not validate against", "Errors:", "- Expected a <class 'NoneType'>")
+
+
 def one_line(message: str) -> str:
-    """The telling lines of jsonargparse's message: its first, and the innermost cause."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    causes = [
-        line for line in lines[1:] if not line.startswith(("Given value", "Subclass types expected", "Problem with"))
-    ]
-    return f"{lines[0]} {causes[-1]}" if causes and causes[-1] not in lines[0] else lines[0]
+    """jsonargparse's page about a wrong key, less what only its authors can read."""
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+
+
+def users_mistake(error: BaseException) -> UserError | ExperienceError | None:
+    """Our own message inside the wrapping that jsonargparse puts around an error raised by a constructor."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError | ExperienceError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -101,6 +113,10 @@ def config_file(path: str) -> str:
     import lit_wm.configs
 
     if Path(path).is_file():
+        try:
+            yaml.safe_load(Path(path).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {error}") from error
         return path
     installed = Path(lit_wm.configs.__file__).parent
     inside = installed / Path(path).relative_to("configs") if Path(path).parts[:1] == ("configs",) else installed / path
@@ -145,6 +161,18 @@ def main(argv: list[str]) -> None:
     """Run a Lightning verb: ``argv[0]`` is its name."""
     argv = find_configs(argv)
     check_ckpt_path(argv)
+    try:
+        run(argv)
+    except ValueError as error:
+        mistake = users_mistake(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def run(argv: list[str]) -> None:
+    """Build the command line and run it."""
+    sys.argv[1:] = argv  # Lightning starts the other ranks of a DDP run with these words
     TrainCLI(
         WorldModel,
         LightningDataModule,
@@ -156,5 +184,4 @@ def main(argv: list[str]) -> None:
         auto_configure_optimizers=False,
         trainer_defaults={"max_epochs": -1},
         parser_kwargs={"parser_mode": "omegaconf+"},
-        args=argv,
     )
