@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from datamodules.envs import describe, make, require_next_step
+from datamodules.envs import make, require_next_step
 from datamodules.experience import ExperienceError, ExperienceSpec, Policy
 from datamodules.policies import make_policy
 
@@ -67,12 +67,12 @@ def record(
     env_args = dict(env_args or {})
     if steps < 2:
         raise ExperienceError(f"steps {steps} must be at least 2: one step has no action and no outcome")
-    spec = describe(env_id, **env_args)
+    env = make(env_id, min(num_envs, steps // 2), seed, **env_args)
+    spec = env.envs[0].experience
     player = make_policy(policy, env_id, spec, seed)
     from datamodules.shards import ShardWriter  # here, because webdataset loads torch, which takes seconds
 
     began = time.perf_counter()
-    env = make(env_id, min(num_envs, steps // 2), seed, **env_args)
     writer = ShardWriter(
         out,
         spec,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import gymnasium
 import numpy as np
@@ -81,6 +81,7 @@ def make_one(env_id: str, **kwargs: Any) -> gymnasium.Env:
         known = inspect.signature(maker).parameters
         if unknown := sorted(kwargs.keys() - known.keys()):
             raise ExperienceError(f"{env_id} has no option '{unknown[0]}'; it has {', '.join(known)}")
+        _check_types(env_id, maker, kwargs)
         return maker(**kwargs)
     if ":" not in env_id and env_id not in gymnasium.registry:
         raise ExperienceError(
@@ -88,6 +89,17 @@ def make_one(env_id: str, **kwargs: Any) -> gymnasium.Env:
             " (CartPole-v1, my_package:MyEnv-v0 ...)"
         )
     return GymnasiumEnv(env_id, **kwargs)
+
+
+def _check_types(env_id: str, maker: Callable[..., gymnasium.Env], kwargs: dict[str, Any]) -> None:
+    """Options come from a command line: refuse ``size=big`` before it is compared with a number."""
+    hints = get_type_hints(maker.__init__)
+    for name, value in kwargs.items():
+        allowed = get_args(hints[name]) or (hints[name],)
+        fits = type(value) in allowed or (type(value) is int and float in allowed)
+        if not fits:
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ExperienceError(f"{env_id}: {name} is {value!r}, expected {wanted}")
 
 
 def describe(env_id: str, **kwargs: Any) -> ExperienceSpec:

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> None:
     env_args = environment_options(size + given.env_arg)
     from datamodules.record import record  # after the options were understood: --help answers at once
 
+    occupied = (given.out / "index.json").exists()
     try:
         done = record(
             given.env,
@@ -89,7 +90,12 @@ def main(argv: list[str]) -> None:
             overwrite=given.overwrite,
         )
     except KeyboardInterrupt:
-        kept = "the finished episodes are kept" if (given.out / "index.json").exists() else "no episode was finished"
+        if occupied:
+            kept = "the old recording is untouched"
+        else:
+            kept = (
+                "the finished episodes are kept" if (given.out / "index.json").exists() else "no episode was finished"
+            )
         print(f"lit-wm record: stopped; {kept} in {given.out}", file=sys.stderr)
         raise
     print(
