@@ -1,0 +1,87 @@
+"""``lit-wm record`` from the command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from datamodules.experience import ExperienceError
+from lit_wm.cli import record
+from lit_wm.errors import UserError
+
+
+def test_record_says_what_it_did_and_what_to_do_next(tmp_path, capsys):
+    out = tmp_path / "rooms"
+    words = ["--env", "sprites", "--out", str(out), "--steps", "300", "--policy", "scripted", "--seed", "3"]
+    record.main(
+        [
+            *words,
+            "--size",
+            "32",
+            "--env-arg",
+            "rooms=true",
+            "--env-arg",
+            "noise=0.5",
+            "--num-envs",
+            "2",
+            "--codec",
+            "npz",
+        ]
+    )
+    said = capsys.readouterr()
+    assert "300 steps of sprites" in said.out and f"lit-wm inspect {out}" in said.out
+    assert said.err == ""  # no progress bar where there is no terminal
+    index = json.loads((out / "index.json").read_text())
+    assert index["environment"] == {"id": "sprites", "size": 32, "rooms": True, "noise": 0.5}
+    assert (index["codec"], index["policy"], index["seed"]) == ("npz", "scripted", 3)
+    with pytest.raises(ExperienceError, match="already holds a recording"):
+        record.main(words)
+    record.main([*words, "--overwrite"])
+    assert json.loads((out / "index.json").read_text())["environment"] == {"id": "sprites"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--env", "sprites"], "--out"),
+        (["--env", "sprites", "--out", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["--env", "sprites", "--out", "x", "--step-size", "3"], "unrecognized arguments: --step-size"),
+        (["--env", "sprites", "--out", "x", "--env-arg", "rooms"], "write KEY=VALUE"),
+        (["--env", "sprites", "--out", "x", "--size", "32", "--env-arg", "size=64"], "size is given twice"),
+        (["--env", "sprites", "--out", "x", "--env-arg", "rooms=maybe"], "rooms is 'maybe', expected bool"),
+        (["--env", "sprites", "--out", "x", "--size", "50"], "size 50 is not 32 or 64"),
+        (["--env", "sprites", "--out", "x", "--policy", "wise"], "no policy 'wise'"),
+        (["--env", "sprites", "--out", "x", "--num-envs", "0"], "num_envs 0"),
+        (["--env", "sprites", "--out", "x", "--holdout", "2"], "holdout is 2"),
+        (["--env", "nothing", "--out", "x"], "no environment 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UserError, ExperienceError)) as caught:
+        record.main(words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("False", False), ("0.5", 0.5), ("null", None), ("up", "up")]
+)
+def test_option_values_are_json_or_words(word, value):
+    assert record.environment_options([f"a={word}"]) == {"a": value}
+
+
+def test_the_verb_loads_neither_torch_nor_lightning_before_it_records():
+    code = "import sys; import lit_wm.cli.record as r, datamodules.record; r.parser(); print({'torch', 'lightning'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_exit_code_two_and_one_line_through_the_dispatcher(tmp_path):
+    command = [sys.executable, "-m", "lit_wm", "record", "--env", "sprite", "--out", str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "no environment 'sprite'" in done.stderr
