@@ -158,10 +158,10 @@ def _place(shard: Shard, row: int) -> Rows:
 
 def collate(clips: Sequence[Rows], spec: ExperienceSpec, without: Sequence[str] = ()) -> dict[str, Tensor]:
     """Clips to a batch: pictures (B,T,C,H,W) uint8, everything else (B,T,...), per-clip scalars (B,)."""
-    batch = {}
+    batch, pictures = {}, spec.pictures
     for key in clips[0]:
         if key in without:
             continue
-        values = [clip[key].transpose(0, 3, 1, 2) if key in spec.pictures else clip[key] for clip in clips]
+        values = [clip[key].transpose(0, 3, 1, 2) if key in pictures else clip[key] for clip in clips]
         batch[key] = torch.from_numpy(np.stack(values))
     return batch

@@ -77,7 +77,9 @@ def decode_webp(data: bytes, shape: tuple[int, int, int, int]) -> np.ndarray:
         if picture.size != (width, steps * height):
             found = f"{picture.size[1]}x{picture.size[0]}"
             raise ValueError(f"the strip is {found}, expected {steps} frames of {height}x{width}")
-        strip = np.array(picture.convert("RGB"))
+        if picture.mode != "RGB":
+            raise ValueError(f"the strip has channels {picture.mode}, expected RGB")
+        strip = np.asarray(picture)
     return np.ascontiguousarray(strip.reshape(steps, height, width, 3)[..., :channels])
 
 
