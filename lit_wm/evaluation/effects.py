@@ -29,9 +29,9 @@ def true_effect(state_btf: Tensor, factors: tuple[Factor, ...]) -> tuple[Tensor,
     for names, meaning in ((("player_y",), "sign of the paddle's movement"), (("agent_x", "agent_y"), "executed move")):
         if all(name in column for name in names):
             moved = state_btf[..., [column[name] for name in names]].diff(dim=1)
-            sign = torch.where(moved.abs() < STILL, 0.0, moved.sign())
+            sign = torch.where(moved.abs() < STILL, 0.0, moved.sign()).nan_to_num().long()
             classes = torch.zeros_like(sign[..., 0])
             for axis in sign.unbind(-1):
                 classes = classes * 3 + axis + 1
-            return torch.where(classes.isfinite(), classes, UNDEFINED).long(), meaning
+            return torch.where(moved.isfinite().all(-1), classes, UNDEFINED), meaning
     return None

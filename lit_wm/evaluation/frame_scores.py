@@ -52,8 +52,10 @@ def frame_numbers(
             values = {name: frame_values(function, f, truth) for name, f in drawn.items()}
             for name, value in values.items():
                 numbers[f"{measure}_{name}/k{k}"] = frame_number(value, draws)
-                if name != "copy" and not isinstance(value, str) and not isinstance(values["copy"], str):
-                    numbers[f"{measure}_{name}_minus_copy/k{k}"] = frame_number(value - values["copy"], draws)
+                if name != "copy":
+                    lacking = next((v for v in (value, values["copy"]) if isinstance(v, str)), None)
+                    gain = lacking if lacking is not None else value - values["copy"]
+                    numbers[f"{measure}_{name}_minus_copy/k{k}"] = frame_number(gain, draws)
     return numbers
 
 

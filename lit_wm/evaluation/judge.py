@@ -29,6 +29,7 @@ from lit_wm.evaluation.steering import Steering
 
 Numbers = dict[str, Number]
 Clips = Mapping[str, Batch]  # train, val, test
+STAGES = 8  # how often ``judge`` reports progress
 
 
 @dataclass
@@ -105,6 +106,7 @@ def judge(
     numbers |= collapse_numbers(model, test, steering, settings)
     progress("measuring cost")
     numbers |= cost_numbers(model, test, steering.fair["test"], settings, train_batch, at_step)
+    progress("drawing")
     pictures = draw_pictures(model, test, steering.fair["test"], decoder, settings)
     return RunScores(name, tuple(model.labels), steering.name, numbers, pictures)
 

@@ -9,6 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lit_wm.contract import Batch
+from lit_wm.evaluation.judge import shown_clips
+from lit_wm.evaluation.scorecard import Scorecard
+
 SEEN, IMAGINED = (70, 160, 90), (225, 130, 40)  # borders: frames that were shown to the model, frames it imagined
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 BORDER, GAP, LINE, LABEL = 3, 4, 16, 190
@@ -16,6 +20,16 @@ TILE = 96  # pixels that a frame is enlarged to, roughly
 MILLISECONDS = 350  # of a GIF frame
 
 Rows = Mapping[str, Tensor]  # title -> (clips,T,C,H,W) uint8
+
+
+def rows(card: Scorecard, test: Batch) -> dict[str, Tensor]:
+    """What the pictures show: truth, the floor, and each run by its own and by the common decoder."""
+    clips = shown_clips(test, card.settings)
+    truth = test["frames"][clips, : card.settings.length]
+    copied = truth.clone()
+    copied[:, card.settings.context :] = truth[:, card.settings.context - 1 : card.settings.context]
+    pictures = {f"{run.name}: {title}": frames for run in card.runs for title, frames in run.pictures.items()}
+    return {"truth": truth, "floor: copy last frame": copied, **pictures}
 
 
 def tile(frame_chw: Tensor, seen: bool) -> Image.Image:

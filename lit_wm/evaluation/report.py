@@ -77,11 +77,14 @@ def header(card: Scorecard) -> list[str]:
     notes = Notes()
     rows = []
     for run in card.runs:
-        total = notes.cell(run.numbers["cost/parameters"], whole)
-        trained = notes.cell(run.numbers["cost/parameters_trained"], whole)
-        facts = [str(run.facts.get(key, "?")) for key in ("route", "updates", "frames_seen", "seed")]
-        privileges = ", ".join(run.labels)
-        rows.append([run.name, facts[0], privileges, run.steering, f"{total} ({trained})", *facts[1:]])
+        size = notes.cell(run.numbers["cost/parameters"], whole)
+        if run.numbers["cost/parameters_trained"].value is not None:
+            size += f" ({whole(run.numbers['cost/parameters_trained'].value)})"
+        route, updates, seen, seed = (run.facts.get(key) for key in ("route", "updates", "frames_seen", "seed"))
+        counts = ["unknown" if count is None else whole(count) for count in (updates, seen)]
+        rows.append(
+            [run.name, route, ", ".join(run.labels), run.steering, size, *counts, "unknown" if seed is None else seed]
+        )
     head = ["run", "route", "labels used", "steered by", "parameters (trained)", "updates", "frames seen", "seed"]
     return [*lines, *table(head, rows), *notes.lines()]
 
