@@ -1,0 +1,112 @@
+"""The frame-causal predictor of V-JEPA 2-AC: patch tokens of the past and actions in, the next frame's tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_wm.jepa.vit import Block, initialise, rotary_table
+
+
+def frame_mask(episode_bt: Tensor) -> Tensor:
+    """Which frames a frame may see: itself, and earlier ones of the same episode.
+
+    Args:
+        episode_bt: (B,T) a number that differs between episodes, for example the running count of ``is_first``.
+
+    Returns:
+        (B,T,T) bool, row = the frame that looks, column = the frame looked at.
+    """
+    t = episode_bt.shape[1]
+    past = torch.ones(t, t, dtype=torch.bool, device=episode_bt.device).tril()
+    return (episode_bt[:, :, None] == episode_bt[:, None, :]) & past
+
+
+class FrameCausalPredictor(nn.Module):
+    """V-JEPA 2-AC's predictor (arXiv:2506.09985, section 3; facebookresearch/vjepa2, ``ac_predictor.py``).
+
+    The sequence holds, frame by frame, one token per condition and then N patch tokens. All tokens of frame t attend to
+    all tokens of the frames <= t; positions are rotary in time, row and column. What comes out at frame t's patches is
+    the prediction of frame t+1's patches.
+
+    Args:
+        grid: (rows, columns) of patches; N = rows * columns.
+        dim: width of the encoder's tokens.
+        width: width inside.
+        depth: number of blocks.
+        heads: attention heads.
+        conditions: name -> width of what enters besides pictures, in order. ``{"action": A}``, or ``{}`` for the
+            action-free predictor (the reference has ``{"action": 7, "state": 7}``, the state being the arm's pose).
+    """
+
+    def __init__(
+        self, grid: tuple[int, int], dim: int, width: int, depth: int, heads: int, conditions: Mapping[str, int]
+    ) -> None:
+        super().__init__()
+        self.grid, self.conditions, self.head_width = grid, tuple(conditions), width // heads
+        self.predictor_embed = nn.Linear(dim, width)
+        for name, size in conditions.items():
+            self.add_module(f"{name}_encoder", nn.Linear(size, width))
+        self.predictor_blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
+        self.predictor_proj = nn.Linear(width, dim)
+        initialise(self, self.predictor_blocks)
+
+    def forward(self, z_btnd: Tensor, conditions: Mapping[str, Tensor], mask_btt: Tensor) -> Tensor:
+        """Predict every next frame at once.
+
+        Args:
+            z_btnd: (B,T,N,D) normalised tokens of frames 0..T-1.
+            conditions: name -> (B,T,A); ``conditions["action"][:, t]`` is taken after frame t.
+            mask_btt: (B,T,T) or (1,T,T) bool from :func:`frame_mask`.
+
+        Returns:
+            (B,T,N,D): entry t predicts frame t+1.
+        """
+        b, t, n, _ = z_btnd.shape
+        extra = [self.get_submodule(f"{name}_encoder")(conditions[name]).unsqueeze(2) for name in self.conditions]
+        x_btmp = torch.cat([*extra, self.predictor_embed(z_btnd)], 2)
+        m = x_btmp.shape[2]
+        rotary = rotary_table(*self._positions(t, z_btnd.device), self.head_width)
+        mask = mask_btt.repeat_interleave(m, 1).repeat_interleave(m, 2).unsqueeze(1)
+        x_blp = x_btmp.flatten(1, 2)
+        for block in self.predictor_blocks:
+            x_blp = block(x_blp, rotary, mask)
+        x_btnp = x_blp.view(b, t, m, -1)[:, :, m - n :]
+        return self.predictor_proj(self.predictor_norm(x_btnp))
+
+    def _positions(self, frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """(L,) time, row and column of every token; columns are stretched to the height of the grid, as the reference."""
+        rows, columns = self.grid
+        empty = torch.zeros(len(self.conditions), device=device)
+        place = torch.arange(rows * columns, device=device)
+        row = torch.cat([empty, place // columns]).repeat(frames)
+        column = torch.cat([empty, (place % columns) * (rows / columns)]).repeat(frames)
+        time = torch.arange(frames, device=device).repeat_interleave(len(self.conditions) + rows * columns)
+        return time, row, column
+
+
+def normalise(z: Tensor) -> Tensor:
+    """Mean 0 and variance 1 per token, without affine parameters, eps 1e-5: targets, inputs and predictions alike."""
+    return F.layer_norm(z, z.shape[-1:])
+
+
+def roll_out(step: Callable[[Tensor], Tensor], z_btnd: Tensor, first_bnd: Tensor, steps: int) -> Tensor:
+    """Feed predictions back in place of frames (V-JEPA 2-AC's rollout; there from one true frame, ``auto_steps = 2``).
+
+    Args:
+        step: maps frames (B,t,N,D) to the prediction (B,N,D) of frame t.
+        z_btnd: (B,t,N,D) the true frames it starts from.
+        first_bnd: (B,N,D) the prediction that follows them, which teacher forcing has made already.
+        steps: predictions in all, at least 1.
+
+    Returns:
+        (B,steps,N,D), ``first_bnd`` first.
+    """
+    frames = torch.cat([z_btnd, first_bnd.unsqueeze(1)], 1)
+    for _ in range(steps - 1):
+        frames = torch.cat([frames, step(frames).unsqueeze(1)], 1)
+    return frames[:, z_btnd.shape[1] :]
