@@ -106,7 +106,17 @@ def build_genie(options: argparse.Namespace) -> tuple[str, WorldModel, Batch]:
     """One stage's step at its small size."""
     from lit_wm.genie import GenieModule
 
-    model = GenieModule(experience(), stage=options.part)
+    width = {"dim": 128, "heads": 4, "ffn": 512}
+    coder = {**width, "encoder_blocks": 4, "decoder_blocks": 4}
+    model = GenieModule(
+        experience(),
+        frames=options.length,
+        tokenizer={**coder, "patch": 8},
+        lam={**coder, "patch": 16},
+        dynamics={**width, "blocks": 4},
+        order="tokenizer" if options.part == "tokenizer" else "staged",
+        tokenizer_steps=0,  # staged from update 0: the latent actions and the dynamics
+    )
     return f"genie {options.part} {options.batch}x{options.length}", model, random_batch(options.batch, options.length)
 
 

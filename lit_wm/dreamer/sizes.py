@@ -50,7 +50,7 @@ def named_size(name: str, overrides: dict[str, int] | None = None) -> Size:
     """A preset, with single widths replaced.
 
     Raises:
-        UserError: unknown preset or width, or a deterministic state that the blocks do not divide.
+        UserError: unknown preset or width, or a width that the blocks do not divide.
     """
     if name not in PRESETS:
         raise UserError(f"size '{name}' is not one of {', '.join(PRESETS)}")
@@ -62,4 +62,6 @@ def named_size(name: str, overrides: dict[str, int] | None = None) -> Size:
         ) from error
     if size.deter % BLOCKS:
         raise UserError(f"deter = {size.deter} is not divisible by the {BLOCKS} blocks of the recurrent core")
+    if size.depth % 2:
+        raise UserError(f"depth = {size.depth} must be even: the decoder's 4 * depth channels come from {BLOCKS} blocks")
     return size

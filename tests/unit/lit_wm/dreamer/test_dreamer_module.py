@@ -189,6 +189,7 @@ def test_other_observations_and_actions(spec):
     [
         ({"size": "size2m"}, "size2m"),
         ({"size_overrides": {"deter": 100}}, "not divisible"),
+        ({"size_overrides": {"depth": 3}}, "even"),
         ({"size_overrides": {"width": 100}}, "size_overrides"),
         ({"loss_scales": {"kl": 1.0}}, "'kl'"),
     ],

@@ -1,0 +1,32 @@
+"""Two processes over gloo: equal batches, no hang, and the same weights on both ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_routes
+
+from datamodules.experience import ActionSpace, ExperienceSpec
+
+SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["dreamer", "genie", "jepa"])
+def test_two_ranks_agree(make_recording, tmp_path, route):
+    root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17, 11], spec=SPEC)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, str(Path(tiny_routes.__file__)), route, str(root), str(out), "7", "0", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    first, second = tiny_routes.seen(out, 0), tiny_routes.seen(out, 1)
+    assert [entry["step"] for entry in first] == [entry["step"] for entry in second] == list(range(1, 8))
+    assert {entry["size"] for entry in first + second} == {2}
+    assert not {entry["batch"] for entry in first} & {entry["batch"] for entry in second}
+    assert (out / "weights-0").read_text() == (out / "weights-1").read_text()
