@@ -116,7 +116,6 @@ class PongEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         # Without a seed the console's random stream goes on, so that one seed fixes all the games that follow.
         picture, _ = self.atari.reset(seed=seed, options=options)
-        self._ball = (float("nan"), float("nan"))
         return self._observation(picture), {}
 
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
@@ -132,7 +131,10 @@ class PongEnv(gymnasium.Env):
         x, y, player, enemy = (
             (truth[name] + 0.5) * scale - 0.5 for name in ("ball_x", "ball_y", "player_y", "enemy_y")
         )
-        velocity = (x - self._ball[0], y - self._ball[1])  # NaN across a serve: 15 frames without a ball lie between
+        velocity = (
+            x - self._ball[0],
+            y - self._ball[1],
+        )  # NaN across a serve or a reset: frames without a ball lie between
         self._ball = (x, y)
         state = np.array([x, y, player, enemy, *velocity, truth["ball_in_play"]], np.float32)
         return {"frames": area_average(picture[TOP : TOP + SIDE], self.size), "state": state}

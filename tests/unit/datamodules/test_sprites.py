@@ -86,6 +86,7 @@ def test_state_is_where_the_pixels_are(options):
     env = SpritesEnv(**options)
     field, at = env.field, columns(env)
     frames, states, _ = play(env, 400)
+    whole_rings = 0
     for picture, state in zip(frames, states, strict=True):
         for name, colour, box in (
             ("agent", AGENT, field.field),
@@ -97,11 +98,13 @@ def test_state_is_where_the_pixels_are(options):
         rows, cols = pixels(picture, GOAL, field.field)
         if len(rows) == (2 * field.ring + 1) ** 2 - (2 * field.ring - 1) ** 2:
             assert (cols.mean(), rows.mean()) == (state[at["goal_x"]], state[at["goal_y"]])
+            whole_rings += 1
         if field.rooms:
             opening = np.setdiff1d(
                 np.arange(field.field.top, field.field.bottom + 1), pixels(picture, WALL, field.field)[0]
             )
             assert opening.mean() == state[at["door_y"]] and len(opening) == field.door_width
+    assert whole_rings > 200
 
 
 def test_regions_do_not_overlap_and_fill_the_picture():
@@ -204,17 +207,18 @@ def test_without_a_fork_the_ball_is_deterministic():
 
 @pytest.mark.parametrize("predictability", [0.0, 0.6, 1.0])
 def test_predictability_is_the_share_of_steps_on_course(predictability):
-    env = SpritesEnv(distractor=1.0, distractor_predictability=predictability, length=1000)
+    env = SpritesEnv(distractor=1.0, distractor_predictability=predictability, length=3000)
+    lane, stride, at = env.field.lane.shrunk(env.field.half), env.field.stride, columns(env)
     env.reset(seed=0)
-    on_course = 0
-    for _ in range(1000):
-        here = env.get_state()[0]
-        expected = SpritesEnv(distractor=1.0)
-        expected._wander(here)
-        env.step(0)
-        on_course += env.get_state()[0].distractor == here.distractor
-    share = on_course / 1000
-    assert share == 1 if predictability == 1 else abs(share - predictability) < 0.06  # a jump may land on the course
+    x = np.array([env.step(0)[0]["state"][at["distractor_x"]] for _ in range(3000)])
+    step = np.diff(x)
+    near = (2 * stride + 1) / (lane.right - lane.left + 1)  # a jump lands within a stride about so often
+    assert (np.abs(step) <= stride).mean() == pytest.approx(predictability + (1 - predictability) * near, abs=0.04)
+    if predictability == 1:  # straight on, and turned only by an edge
+        turned = np.flatnonzero(np.sign(step[1:]) != np.sign(step[:-1])) + 1
+        assert len(turned) == pytest.approx(3000 * stride / (lane.right - lane.left), rel=0.05)
+        assert (np.minimum(x[turned] - lane.left, lane.right - x[turned]) <= stride).all()
+        assert (np.abs(step) == stride).mean() > 0.9
 
 
 def test_distractor_strength_is_its_contrast():
