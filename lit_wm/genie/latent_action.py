@@ -45,6 +45,8 @@ class LatentActionSettings:
         pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, or their
             ``mean``. Open in the paper; ``token`` is what its public re-implementations do.
         difference_input: the encoder sees x_t - x_{t-1} beside x_t. Not in the paper.
+        decoder_difference: the decoder too, which lets it know what moves by itself, so that codes need not tell it. Not in
+            the paper.
         shift: the encoder's clip (all its frames alike, not the decoder's) is moved by up to this many pixels in each
             direction in training, so that codes cannot hide where in a patch a thing is. Not in the paper (0).
         residual_output: the decoder predicts x_t plus a change that starts at zero. In the paper it predicts the frame,
@@ -68,6 +70,7 @@ class LatentActionSettings:
     restart_below: float = 0.0
     pool: str = "token"
     difference_input: bool = False
+    decoder_difference: bool = False
     shift: int = 0
     residual_output: bool = False
     changed_weight: float = 0.0
@@ -114,7 +117,7 @@ class LatentActionModel(nn.Module):
         self.quantizer = VectorQuantizer(
             s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below
         )
-        self.decoder_in = nn.Linear(pixels, s.dim)
+        self.decoder_in = nn.Linear(pixels * (2 if s.decoder_difference else 1), s.dim)
         self.action_in = nn.Linear(s.latent_dim, s.dim)
         self.decoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
         self.patch_out = nn.Linear(s.dim, pixels)
@@ -124,17 +127,21 @@ class LatentActionModel(nn.Module):
 
     def latents(self, x_btchw: Tensor) -> Tensor:
         """(B,T,C,H,W) in [0, 1], T <= W -> (B,T-1,latent_dim) before quantisation; entry t sees frames <= t+1."""
-        p_btnp = patchify(x_btchw, self.settings.patch)
-        if self.settings.difference_input:
-            change = torch.cat([torch.zeros_like(p_btnp[:, :1]), p_btnp[:, 1:] - p_btnp[:, :-1]], 1)
-            p_btnp = torch.cat([p_btnp, change], -1)
-        h_btnd = self.patch_in(p_btnp)
+        h_btnd = self.patch_in(self._patches(x_btchw, self.settings.difference_input))
         if self.settings.pool == "token":
             token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
             pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
         else:
             pooled_btd = self.encoder(h_btnd).mean(2)
         return self.to_latent(pooled_btd)[:, 1:]
+
+    def _patches(self, x_btchw: Tensor, difference: bool) -> Tensor:
+        """(B,T,N,pixels): patches, and beside each what changed in it since the frame before."""
+        p_btnp = patchify(x_btchw, self.settings.patch)
+        if not difference:
+            return p_btnp
+        change = torch.cat([torch.zeros_like(p_btnp[:, :1]), p_btnp[:, 1:] - p_btnp[:, :-1]], 1)
+        return torch.cat([p_btnp, change], -1)
 
     def encode(self, x_btchw: Tensor) -> Tensor:
         """(B,T,C,H,W) in [0, 1], any T -> (B,T-1) int64 codes. Learns nothing; long clips as the tokenizer's."""
@@ -147,7 +154,7 @@ class LatentActionModel(nn.Module):
     def decode(self, x_btchw: Tensor, actions_bta: Tensor) -> Tensor:
         """Frames (B,T,C,H,W) and actions (B,T,latent_dim) taken after them -> (B,T,C,H,W): each one's next frame."""
         s = self.settings
-        h_btnd = self.decoder_in(patchify(x_btchw, s.patch)) + self.action_in(actions_bta)[:, :, None]
+        h_btnd = self.decoder_in(self._patches(x_btchw, s.decoder_difference)) + self.action_in(actions_bta)[:, :, None]
         y = unpatchify(self.patch_out(self.decoder(h_btnd)), s.patch, self.picture[0], self.picture[1:])
         return x_btchw + y if s.residual_output else y.sigmoid()
 

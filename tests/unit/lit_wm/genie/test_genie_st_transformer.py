@@ -1,0 +1,72 @@
+"""The ST-transformer: causal in time, free in space, step by step as at once, and of the size the structure says."""
+
+import pytest
+import torch
+
+from lit_wm.genie.st_transformer import STBlock, STTransformer
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return STTransformer((2, 3), frames=6, dim=16, heads=2, ffn=24, blocks=2).eval()
+
+
+def clip(b=2, t=6, n=6, d=16):
+    return torch.randn(b, t, n, d, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_frame_changes_nothing_before_it_and_everything_in_it(model):
+    x = clip()
+    changed = x.clone()
+    changed[:, 3, 0] *= -3
+    a, b = model(x), model(changed)
+    assert torch.equal(a[:, :3], b[:, :3])
+    assert (a[:, 3:] != b[:, 3:]).any(-1).all()  # all places of frame 3, and of the frames that remember it
+
+
+def test_time_attention_sees_one_place_only(model):
+    """Without space attention, a change at one place stays at that place."""
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.space.proj.weight)
+    x = clip()
+    changed = x.clone()
+    changed[:, 0, 2] *= -3
+    moved = (model(x) != model(changed)).any(-1)
+    assert moved[:, :, 2].all()
+    assert not moved[:, :, [0, 1, 3, 4, 5]].any()
+
+
+@pytest.mark.parametrize("pieces", [[1] * 6, [3, 1, 2], [5, 1]])
+def test_step_by_step_equals_at_once(model, pieces):
+    x = clip()
+    past, seen = None, []
+    for piece in x.split(pieces, 1):
+        y, past = model.step(piece, past)
+        seen.append(y)
+    assert torch.allclose(torch.cat(seen, 1), model(x), atol=1e-5)
+
+
+def test_a_past_can_be_used_twice(model):
+    x = clip()
+    _, past = model.step(x[:, :4])
+    model.step(x[:, 5:] * 3, past)
+    again, _ = model.step(x[:, 4:5], past)
+    assert torch.allclose(again, model(x[:, :5])[:, 4:], atol=1e-5)
+
+
+def test_more_frames_than_positions(model):
+    with pytest.raises(ValueError, match="7 frames, but this transformer has positions for 6"):
+        model(clip(t=7))
+    _, past = model.step(clip())
+    with pytest.raises(ValueError, match="7 frames"):
+        model.step(clip(t=1), past)
+
+
+def test_parameters_in_closed_form():
+    d, f, blocks = 16, 24, 3
+    attention = 3 * d * d + 3 * d + d * d + d
+    block = 2 * attention + (d * f + f + f * d + d) + 3 * 2 * d  # two attentions, ONE feed-forward layer, three norms
+    assert sum(p.numel() for p in STBlock(d, 2, f).parameters()) == block
+    model = STTransformer((2, 3), frames=6, dim=d, heads=2, ffn=f, blocks=blocks)
+    assert sum(p.numel() for p in model.parameters()) == blocks * block + 2 * d

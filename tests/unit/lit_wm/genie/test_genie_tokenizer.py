@@ -1,0 +1,93 @@
+"""The video tokenizer: causal both ways, windows over long clips, and its size."""
+
+import pytest
+import torch
+
+from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer, causal_windows
+
+SMALL = TokenizerSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=1, codes=32, latent_dim=8)
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return VideoTokenizer((3, 8, 12), frames=6, settings=SMALL).eval()
+
+
+def clip(t=6, seed=0):
+    return torch.rand(2, t, 3, 8, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def test_tokens_and_pictures_depend_on_nothing_later(tokenizer):
+    x = clip()
+    changed = x.clone()
+    changed[:, 4:] = clip(seed=1)[:, 4:]
+    assert torch.equal(tokenizer.latents(x)[:, :4], tokenizer.latents(changed)[:, :4])
+    a, b = tokenizer.encode(x), tokenizer.encode(changed)
+    assert a.shape == (2, 6, 6)
+    assert torch.equal(a[:, :4], b[:, :4])
+    assert not torch.equal(a[:, 4:], b[:, 4:])
+
+    changed = a.clone()
+    changed[:, 4:] = (a[:, 4:] + 1) % 32
+    pictures, others = tokenizer.decode(a), tokenizer.decode(changed)
+    assert pictures.shape == x.shape
+    assert torch.equal(pictures[:, :4], others[:, :4])
+    assert not torch.equal(pictures[:, 4:], others[:, 4:])
+    assert 0 <= pictures.min() <= pictures.max() <= 1
+
+
+def test_the_past_matters(tokenizer):
+    """Without the temporal path this would be a plain ViT tokenizer."""
+    x = clip()
+    changed = x.clone()
+    changed[:, 0] = 1 - changed[:, 0]
+    assert not torch.equal(tokenizer.latents(x)[:, 1:], tokenizer.latents(changed)[:, 1:])
+    tokens = tokenizer.encode(x)
+    changed = tokens.clone()
+    changed[:, 0] = (tokens[:, 0] + 1) % 32
+    assert not torch.equal(tokenizer.decode(tokens)[:, 5], tokenizer.decode(changed)[:, 5])
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 20])
+def test_windows_cover_every_frame_once_with_enough_past(length):
+    kept = []
+    for start, keep, stop in causal_windows(length, 6):
+        assert stop - start <= 6
+        assert start == keep == 0 or keep - start >= 2
+        kept += range(keep, stop)
+    assert kept == list(range(length))
+    longer = causal_windows(length + 9, 6)
+    assert [w[:2] for w in causal_windows(length, 6)] == [w[:2] for w in longer][: len(causal_windows(length, 6))]
+
+
+def test_long_clips_are_tokenized_causally(tokenizer):
+    x = clip(t=15)
+    changed = x.clone()
+    changed[:, 10:] = 1 - changed[:, 10:]
+    a, b = tokenizer.encode(x), tokenizer.encode(changed)
+    assert a.shape == (2, 15, 6)
+    assert torch.equal(a[:, :10], b[:, :10])
+    assert torch.equal(a[:, :6], tokenizer.encode(x[:, :6]))
+
+
+def test_losses(tokenizer):
+    tokenizer.train()
+    x = clip()
+    out = tokenizer(x)
+    assert torch.equal(out.pixel_loss, (out.frames - x).square().mean())
+    (out.pixel_loss + out.vq_loss).backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())
+
+
+def test_parameters_in_closed_form(tokenizer):
+    d, pixels, latent, codes = 16, 4 * 4 * 3, 8, 32
+    block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
+    transformers = 3 * block + 2 * 2 * d
+    projections = (pixels * d + d) + (d * latent + latent) + (latent * d + d) + (d * pixels + pixels)
+    assert sum(p.numel() for p in tokenizer.parameters()) == transformers + projections + codes * latent
+
+
+def test_a_patch_that_does_not_divide_the_picture():
+    with pytest.raises(ValueError, match="8x12 picture is not divisible by patches of 5"):
+        VideoTokenizer((3, 8, 12), 6, TokenizerSettings(patch=5))
