@@ -151,20 +151,29 @@ class WorldModel(LightningModule):
             self._resumed_random_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         checkpoint["lit_wm"] = {
             "format": CHECKPOINT_FORMAT,
             "route": self.route,
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "data_hash": getattr(data, "data_hash", None),
+            "data_hash": self._data_hash(),
             "random_state": gather_objects(random_state()),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, route=self.route)
+        before, now = checkpoint["lit_wm"]["data_hash"], self._data_hash()
+        if self._trainer is not None and self.trainer.state.fn == "fit" and None not in (before, now) and before != now:
+            raise UserError(
+                f"the checkpoint was trained on other data (hash {before[:12]}, here {now[:12]}): give its own root"
+            )
         states = checkpoint["lit_wm"]["random_state"]
         if self._trainer is not None and len(states) == world_size():
             self._resumed_random_state = states[self.trainer.global_rank]
+
+    def _data_hash(self) -> str | None:
+        """Hash of the data the trainer reads; None without a trainer or for data that has none."""
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        return getattr(data, "data_hash", None)
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], route: str | None = None, where: str = "the checkpoint") -> None:

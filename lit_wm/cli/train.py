@@ -68,17 +68,15 @@ class SaveFitConfig(SaveConfigCallback):
 class TrainCLI(LightningCLI):
     """LightningCLI in subclass mode; the data describes itself to the model, and runs land in ``runs/NAME``."""
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        kwargs.pop("dump_header", None)
-        parser = OneLineParser(**kwargs)
-        parser.add_argument("-c", "--config", action="config", help="Configuration file; later ones win, then options.")
-        return parser
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="The run lands in <runs>/<name>.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; TensorBoard's logdir.")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.link_arguments("data.spec", "model.init_args.experience", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """What the configuration says is what runs. Lightning 2.6 would replace it, class and all, by what the
+        checkpoint was built with: a changed learning rate would be ignored, and a checkpoint of another route accepted."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer") or {}
@@ -170,12 +168,13 @@ def main(argv: list[str]) -> None:
         raise mistake from error
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str]) -> TrainCLI:
     """Build the command line and run it."""
     sys.argv[1:] = argv  # Lightning starts the other ranks of a DDP run with these words
-    TrainCLI(
+    return TrainCLI(
         WorldModel,
         LightningDataModule,
+        parser_class=OneLineParser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=SaveFitConfig,

@@ -1,0 +1,143 @@
+"""fit, validate, test and predict through LightningCLI: interpolation, run folders, resuming, and mistakes."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+import lit_wm
+from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.cli import main as cli
+from lit_wm.cli import train
+from lit_wm.errors import UserError
+from lit_wm.loading import load_run
+
+SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
+SIZES = {"deter": 32, "hidden": 8, "classes": 4, "depth": 2, "units": 8, "stoch": 4}
+
+
+@pytest.fixture
+def home(make_recording, tmp_path, monkeypatch):
+    """A folder with a recording and a configuration, in which commands run."""
+    make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17], spec=SPEC)
+    config = {
+        "name": "tiny",
+        "model": {
+            "class_path": "lit_wm.dreamer.DreamerModule",
+            "init_args": {"size_overrides": SIZES, "imagination_length": 3, "warmup_steps": "${data.init_args.batch_size}"},
+        },
+        "data": {
+            "class_path": "datamodules.episodes.EpisodeDataModule",
+            "init_args": {"root": "data", "batch_size": 2, "clip_length": 6},
+        },
+        "trainer": {
+            "max_steps": 3, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False,
+            "limit_val_batches": 1, "limit_test_batches": 1, "log_every_n_steps": 1,
+        },
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lit-wm"])
+    monkeypatch.delenv(train.RUN_FOLDER, raising=False)
+    return tmp_path
+
+
+def parsed(monkeypatch, *words):
+    """The configuration as the classes get it, without running."""
+    monkeypatch.setattr(train.TrainCLI, "_run_subcommand", lambda self, name: None)
+    built = train.run(train.find_configs(["fit", *words]))
+    return built.config_init.fit
+
+
+def test_interpolation_inside_one_file(home, monkeypatch):
+    assert parsed(monkeypatch, "-c", "tiny.yaml").model.hparams.warmup_steps == 2
+
+
+def test_interpolation_sees_an_override_on_the_command_line(home, monkeypatch):
+    config = parsed(monkeypatch, "-c", "tiny.yaml", "--data.init_args.batch_size", "5")
+    assert config.model.hparams.warmup_steps == 5
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), 7), (("--data.init_args.batch_size", "9"), 9)])
+def test_interpolation_across_files(home, monkeypatch, words, expected):
+    (home / "other.yaml").write_text("data: {init_args: {batch_size: 7}}\n")
+    config = parsed(monkeypatch, "-c", "tiny.yaml", "-c", "other.yaml", *words)
+    assert config.model.hparams.warmup_steps == expected
+
+
+def test_fit_writes_a_run_that_loads_goes_on_and_is_never_overwritten(home, capsys):
+    cli.main(["fit", "-c", "tiny.yaml"])
+    run = load_run("runs/tiny")
+    assert run.global_step == 3 and run.name == "tiny" and run.root == "data" and run.seed == 0
+    weights = torch.cat([p.flatten() for p in lit_wm.load("runs/tiny").parameters()])
+    cli.main(["fit", "-c", "tiny.yaml"])  # from scratch again: elsewhere
+    assert (home / "runs" / "tiny-2" / "checkpoints" / "last.ckpt").exists()
+    again = torch.cat([p.flatten() for p in lit_wm.load("runs/tiny-2").parameters()])
+    assert torch.equal(weights, again), "the same seed must give the same weights"
+    cli.main(["fit", "-c", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_steps", "5"])
+    assert load_run("runs/tiny").global_step == 5 and load_run("runs/tiny-2").global_step == 3
+    capsys.readouterr()
+    cli.main(["inspect", "runs/tiny"])
+    assert "DreamerModule" in capsys.readouterr().out
+
+
+def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
+    cli.main(["fit", "-c", "tiny.yaml"])
+    saved = (home / "runs" / "tiny" / "config.yaml").read_text()
+    for verb in ("validate", "test", "predict"):
+        cli.main([verb, "-c", "runs/tiny/config.yaml", "--ckpt_path", "runs/tiny/checkpoints/last.ckpt"])
+    assert (home / "runs" / "tiny" / "config.yaml").read_text() == saved
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.init_args.sizee", "x"], "sizee"),
+        (["--trainer.maxsteps", "3"], "--trainer.maxsteps"),
+        (["--trainer.max_steps", "many"], "trainer.max_steps"),
+        (["--model.class_path", "lit_wm.dreamer.Nope"], "lit_wm.dreamer.Nope"),
+        (["--model.class_path", "torch.nn.Linear"], "torch.nn.Linear"),
+        (["--model.init_args.size", "size9m"], "size9m"),
+        (["--data.init_args.root", "nowhere"], "lit-wm record"),
+        (["--data.init_args.clip_length", "500"], "500"),
+        (["-c", "missing.yaml"], "missing.yaml"),
+        (["-c", "broken.yaml"], "broken.yaml"),
+        (["--ckpt_path", "missing.ckpt"], "missing.ckpt"),
+        (["--ckpt_path", "broken.ckpt"], "broken.ckpt"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
+    (home / "broken.yaml").write_text("model: [unclosed\n")
+    (home / "broken.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "-c", "tiny.yaml", *words])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-wm: error:")]
+    assert stop.value.code == 2 and len(said) == 1 and message in said[0]
+
+
+def test_a_checkpoint_of_another_route_or_of_other_data_is_refused(home, capsys, make_recording):
+    cli.main(["fit", "-c", "tiny.yaml"])
+    checkpoint = "runs/tiny/checkpoints/last.ckpt"
+    jepa = ["--model", "lit_wm.jepa.JEPAModule", "--name", "other"]
+    config = yaml.safe_load((home / "tiny.yaml").read_text())
+    config["model"] = {"class_path": "lit_wm.jepa.JEPAModule"}
+    (home / "jepa.yaml").write_text(yaml.safe_dump(config))
+    for words, message in (
+        (["-c", "jepa.yaml", *jepa[2:]], "holds a dreamer model, not a jepa model"),
+        (["-c", "tiny.yaml", "--data.init_args.root", "elsewhere"], "other data"),
+    ):
+        make_recording([21] * 8, spec=SPEC, name="elsewhere", overwrite=True)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["fit", *words, "--ckpt_path", checkpoint, "--trainer.max_steps", "6"])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_frames_of_another_size_are_refused(home, make_recording):
+    cli.main(["fit", "-c", "tiny.yaml"])
+    model = lit_wm.load("runs/tiny")
+    batch = {"frames": torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8), "action": torch.zeros(1, 2, dtype=torch.int64)}
+    batch |= {key: torch.zeros(1, 2, dtype=torch.bool) for key in ("is_first", "is_last", "is_terminal")}
+    with pytest.raises(UserError, match=r"3x32x32.*3x64x64"):
+        model.check_batch(batch | {"reward": torch.zeros(1, 2)})

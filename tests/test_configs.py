@@ -1,0 +1,58 @@
+"""Every configuration file loads, is explained in its header, and builds its model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.cli import train
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(p for route in ("dreamer", "genie", "jepa") for p in (ROOT / "configs" / route).glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "machine").glob("*.yaml"))
+SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (6,)))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def build(monkeypatch, tmp_path, make_recording, *words: str):
+    root = make_recording([40] * 8, spec=SPEC, chunk_steps=32)
+    monkeypatch.setattr(sys, "argv", ["lit-wm"])
+    monkeypatch.setattr(train.TrainCLI, "_run_subcommand", lambda self, verb: None)
+    monkeypatch.delenv(train.RUN_FOLDER, raising=False)
+    return train.run(["fit", *words, "--data.init_args.root", str(root), "--runs", str(tmp_path / "runs")])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiments_build(path, monkeypatch, tmp_path, make_recording):
+    cli = build(monkeypatch, tmp_path, make_recording, "--config", str(path))
+    assert cli.model.route == path.parent.name
+    assert cli.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiments_explain_themselves(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = " ".join(header)
+    assert "Shows:" in text and "Costs:" in text and "lit-wm record" in text, "what it shows, costs and needs"
+    config = yaml.safe_load(path.read_text())
+    assert config["name"] == f"{path.parent.name}_{path.stem}"
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=name)
+def test_overlays_go_over_every_experiment(path, monkeypatch, tmp_path, make_recording):
+    overlay = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith("#")
+    words = ["--trainer.accelerator", "cpu"] if overlay["trainer"]["accelerator"] == "gpu" else []
+    for experiment in EXPERIMENTS[:1]:
+        build(monkeypatch, tmp_path, make_recording, "-c", str(experiment), "-c", str(path), *words)
+
+
+def test_there_are_experiments_for_every_route_and_world():
+    assert {f"{route}/{world}.yaml" for route in ("dreamer", "genie", "jepa") for world in ("pong", "sprites")} <= {
+        f"{path.parent.name}/{path.name}" for path in EXPERIMENTS
+    }
