@@ -61,7 +61,8 @@ def check_codec(spec: ExperienceSpec, codec: str, chunk_steps: int) -> int:
 def encode_webp(frames: np.ndarray) -> bytes:
     """(T,H,W,C) uint8 to one lossless WebP strip. A single channel is stored three times, which costs next to nothing.
 
-    Method 0 with effort 80 is the fastest to write and read of the settings tried; the others save at most a third.
+    Method 0 with quality (here: effort) 80: higher methods save a third and take two to four times as long to write, and
+    deflate takes three to four times the space (``python -m datamodules.measure_codecs ROOT``).
     """
     steps, height, width, channels = frames.shape
     strip = np.ascontiguousarray(frames).reshape(steps * height, width, channels)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datamodules.shards
+from datamodules import measure_codecs
 from datamodules.codec import ChunkMeta, check_codec, decode_chunk, encode_chunk
 from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec, Factor, check_rows
 from datamodules.shards import ShardWriter, iter_episodes, read_index, verify
@@ -305,7 +306,7 @@ def test_a_full_disk_costs_only_the_episode_that_did_not_fit(tmp_path, made_spec
     def write_all_but_one(file, data):
         nonlocal calls
         calls += 1
-        write_all(file, data if calls != 9 else data[:100])
+        write_all(file, data if calls != 9 else data[:3000])
         if calls == 9:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -374,3 +375,9 @@ def test_a_folder_whose_writer_died_before_its_first_shard_can_be_used(tmp_path,
     (tmp_path / "data" / ".train-000000.tar.part").write_bytes(b"torn")
     root = make_recording([20] * 3)
     assert verify(root) and not list(root.glob(".*.part"))
+
+
+def test_the_table_of_codecs_is_printed_from_a_recording(make_recording, capsys):
+    measure_codecs.measure(str(make_recording([20] * 4)), frames=21, repeats=1)
+    printed = capsys.readouterr().out
+    assert "20 frames of 8x8x3 in chunks of 7" in printed and "| webp, method 0, quality 80 |" in printed
