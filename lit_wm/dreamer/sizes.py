@@ -63,5 +63,7 @@ def named_size(name: str, overrides: dict[str, int] | None = None) -> Size:
     if size.deter % BLOCKS:
         raise UserError(f"deter = {size.deter} is not divisible by the {BLOCKS} blocks of the recurrent core")
     if size.depth % 2:
-        raise UserError(f"depth = {size.depth} must be even: the decoder's 4 * depth channels come from {BLOCKS} blocks")
+        raise UserError(
+            f"depth = {size.depth} must be even: the decoder's 4 * depth channels come from {BLOCKS} blocks"
+        )
     return size
