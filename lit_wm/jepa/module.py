@@ -221,7 +221,7 @@ class JEPAModule(WorldModel):
             valid = torch.cat([valid, torch.ones_like(valid[:, :1])], 1)
         states = {"tokens": _windows(z, size)[:, 1:], "valid": _windows(valid, size)[:, 1:]}
         if done is not None:
-            states["action"] = _windows(done[:, 1:], size - 1) if size > 1 else done[:, 1:, None][:, :, :0]
+            states["action"] = _windows(done[:, 1:], size - 1)
         return {key: x.unsqueeze(1).expand(-1, samples, *x.shape[1:]) for key, x in states.items()}
 
     def feature_map(self, state: State) -> Tensor:

@@ -40,6 +40,9 @@ class FrameCausalPredictor(nn.Module):
         heads: attention heads.
         conditions: name -> width of what enters besides pictures, in order. ``{"action": A}``, or ``{}`` for the
             action-free predictor (the reference has ``{"action": 7, "state": 7}``, the state being the arm's pose).
+
+    Raises:
+        ValueError: if the width is not divisible by the heads, or the heads are too narrow.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class FrameCausalPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.conditions, self.head_width = grid, tuple(conditions), width // heads
+        if self.head_width < 6:
+            raise ValueError(f"predictor heads are {self.head_width} wide, three-axis rotary positions need at least 6")
         self.predictor_embed = nn.Linear(dim, width)
         for name, size in conditions.items():
             self.add_module(f"{name}_encoder", nn.Linear(size, width))

@@ -1,0 +1,99 @@
+"""The target moves once per update and only then, resume keeps its schedule, and what it is there for: no collapse."""
+
+import pytest
+import torch
+from jepa_examples import batch_of, moving_square, small
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from lit_wm.jepa import module as jepa_module
+from lit_wm.jepa.target import momentum
+
+
+def trainer(path, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", default_root_dir=path, **(quiet | {"enable_checkpointing": False} | options))
+
+
+def clips(n: int) -> DataLoader:
+    """n batches, the same every time."""
+    return DataLoader([batch_of(2, 4, seed) for seed in range(n)], batch_size=None)
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Every momentum with which the target was moved."""
+    seen = []
+    moved = jepa_module.ema_update
+    monkeypatch.setattr(jepa_module, "ema_update", lambda t, o, m: (seen.append(m), moved(t, o, m)))
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_target_moves_once_per_update(tmp_path, moves, accumulate):
+    trainer(tmp_path, max_steps=4, accumulate_grad_batches=accumulate).fit(small(), clips(4 * accumulate))
+    assert moves == [momentum(i, 4, 0.996) for i in range(4)]
+
+
+def test_target_moves_after_the_optimizer(tmp_path, moves):
+    model = small(momentum_start=0.0, momentum_end=0.0)  # the target is then the encoder as the update left it
+    trainer(tmp_path, max_steps=2).fit(model, clips(2))
+    for online, target in zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True):
+        assert torch.equal(online, target)
+    assert moves == [0.0, 0.0]
+
+
+def test_resume_keeps_schedule_and_target(tmp_path, moves):
+    straight, stopped, resumed = (small(schedule_steps=6) for _ in range(3))
+    same = DataLoader([batch_of(2, 4)] * 20, batch_size=None)  # where a plain loader goes on does not matter here
+    trainer(tmp_path, max_steps=6).fit(straight, same)
+    whole = moves.copy()
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(stopped, same)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    moves.clear()
+    trainer(tmp_path, max_steps=6).fit(resumed, same, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert moves == whole[3:]
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_alone_rebuilds_the_model(tmp_path):
+    model = small(actions=False, history=2, rollout_steps=2, momentum_start=0.9)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(model, clips(2))
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    again = type(model).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert dict(again.hparams) == dict(model.hparams)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    batch = batch_of()
+    assert torch.equal(again.features(again.observe(batch)), model.features(model.observe(batch)))
+    assert not torch.equal(again.targets(batch), again.features(again.observe(batch)))  # the target came along
+
+
+def learn(steps: int, **options) -> list[dict[str, float]]:
+    """Fit on the moving square by hand; the logged numbers of every update."""
+    model = small(**({"rollout_steps": 2, "history": 3, "lr": 3e-3, "schedule_steps": steps} | options))
+    optimizer = model.configure_optimizers()["optimizer"]
+    pool, log = moving_square(1024), []
+    g = torch.Generator().manual_seed(0)
+    for i in range(steps):
+        rows = torch.randint(0, 1024, (64,), generator=g)
+        losses = model.losses({key: value[rows] for key, value in pool.items()})
+        loss = sum(value for name, value in losses.items() if not name.startswith("_"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        hp = model.hparams
+        m = momentum(i, steps, hp.momentum_start, hp.momentum_end)
+        jepa_module.ema_update(model.target_encoder, model.encoder, m)
+        log.append({name: float(value.detach()) for name, value in losses.items()})
+    return log
+
+
+def test_learns_a_toy_world_without_collapse():
+    log = learn(150)
+    assert log[-1]["_nmse"] < 0.8 < 1 < log[0]["_nmse"]
+    assert log[-1]["_target_std"] > 0.5 * log[0]["_target_std"]
+    assert log[-1]["_prediction_std"] > 0.1 * log[0]["_target_std"]
