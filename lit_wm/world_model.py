@@ -97,6 +97,7 @@ class WorldModel(LightningModule):
 
     def _total(self, batch: Batch, stage: str) -> Tensor:
         self.check_batch(batch)
+        batch, size = without_padding(batch)
         losses = self.losses(batch)
         total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
         if not torch.isfinite(total):
@@ -104,7 +105,6 @@ class WorldModel(LightningModule):
             raise UserError(
                 f"the {self.route} loss became {total.item()} (in: {', '.join(worst) or 'the sum'}); lower lr"
             )
-        size = len(next(iter(batch.values())))
         logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
         self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
@@ -174,6 +174,17 @@ class WorldModel(LightningModule):
         """Hash of the data the trainer reads; None without a trainer or for data that has none."""
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         return getattr(data, "data_hash", None)
+
+
+def without_padding(batch: Batch) -> tuple[Batch, int]:
+    """The rows that count, and how many: validation pads the ranks to equal numbers of batches with rows of weight 0.
+
+    A batch of padding alone is kept, so that every rank does the same, and counts 0 in the mean.
+    """
+    if "weight" not in batch:
+        return batch, len(batch["is_first"])
+    real = batch["weight"] > 0
+    return ({key: value[real] for key, value in batch.items()} if real.any() else batch), int(real.sum())
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], route: str | None = None, where: str = "the checkpoint") -> None:

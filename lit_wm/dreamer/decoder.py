@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.experience import ExperienceSpec
 from lit_wm.contract import Batch
 from lit_wm.dreamer.distributions import symlog
 from lit_wm.dreamer.encoder import DEPTHS, picture_shape
-from lit_wm.dreamer.layers import MLP, BlockLinear, ChannelNormSiLU, NormSiLU, conv, linear
+from lit_wm.dreamer.layers import MLP, BlockLinear, ChannelNormSiLU, NormSiLU, conv, linear, upsample_conv
 from lit_wm.dreamer.sizes import BLOCKS, Size
 
 
@@ -48,8 +47,8 @@ class Decoder(nn.Module):
         b = self.from_stoch(stoch.reshape(len(a), -1)).view(-1, h, w, c)
         x = self.grid_norm(a + b).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = torch.sigmoid(self.out(F.interpolate(x, scale_factor=2, mode="nearest")))
+            x = norm(upsample_conv(x, layer))
+        x = torch.sigmoid(upsample_conv(x, self.out))
         return x.unflatten(0, lead)
 
     def losses(self, deter: Tensor, stoch: Tensor, batch: Batch) -> dict[str, Tensor]:

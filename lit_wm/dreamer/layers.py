@@ -33,6 +33,30 @@ def conv(inputs: int, outputs: int, kernel: int = 5) -> nn.Conv2d:
     return layer
 
 
+# Rows: which of the 5 taps of a kernel fall on the left, own and right small pixel, for even and for odd large pixels.
+PHASES = torch.tensor(
+    [[[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]]
+)
+
+
+def upsample_conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Nearest x2 upsampling, then a 5x5 convolution, without ever making the large input: exact, and a third of the work.
+
+    Copies of one pixel under a kernel add up its taps, so each of the four phases (even or odd row, even or odd column)
+    of the result is a 3x3 convolution of the small picture.
+
+    Args:
+        x: (N,I,h,w).
+        layer: a 5x5 convolution to O channels that keeps the size.
+
+    Returns:
+        (N,O,2h,2w).
+    """
+    phases = PHASES.to(layer.weight)
+    kernel = torch.einsum("aip,ocpq,bjq->oabcij", phases, layer.weight, phases).flatten(0, 2)
+    return F.pixel_shuffle(F.conv2d(x, kernel, layer.bias.repeat_interleave(4), padding=1), 2)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a learned scale, computed in float32 at least."""
 

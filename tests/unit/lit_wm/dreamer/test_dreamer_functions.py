@@ -17,7 +17,7 @@ from lit_wm.dreamer.distributions import (
     twohot_mean,
     unimix_log_probs,
 )
-from lit_wm.dreamer.layers import BlockLinear, RMSNorm
+from lit_wm.dreamer.layers import BlockLinear, RMSNorm, conv, upsample_conv
 
 
 def test_symlog_and_symexp_are_inverse_and_odd():
@@ -125,3 +125,16 @@ def test_rms_norm_ignores_scale_and_keeps_dtype():
     x = torch.randn(3, 16) * 10
     torch.testing.assert_close(norm(x), norm(7 * x), rtol=1e-4, atol=1e-4)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_upsampled_convolution_equals_its_plain_form_with_gradients():
+    torch.manual_seed(0)
+    layer = conv(3, 4).double()
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    plain = layer(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(upsample_conv(x, layer), plain)
+    weight = torch.randn_like(plain)
+    expected = torch.autograd.grad((plain * weight).sum(), [x, layer.weight, layer.bias])
+    found = torch.autograd.grad((upsample_conv(x, layer) * weight).sum(), [x, layer.weight, layer.bias])
+    torch.testing.assert_close(found, expected)
