@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_wm.errors import UserError
 
@@ -22,20 +22,27 @@ if TYPE_CHECKING:
 Clips = dict[str, dict[str, "Tensor"]]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, by way of the dispatcher."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"compare: {message}; lit-wm compare --help shows the options")
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Raises:
         UserError: a number that cannot work.
     """
-    parser = argparse.ArgumentParser(prog="lit-wm compare", description=__doc__)
+    parser = _Parser(prog="lit-wm compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or .ckpt files, of any route")
     parser.add_argument(
         "--out", type=Path, default=Path("scorecard"), help="folder for the scorecard (default: scorecard)"
     )
     parser.add_argument("--root", help="the shards, where they are no longer at the place the runs remember")
     parser.add_argument(
-        "--clips", type=int, default=256, help="most test clips; probes train on three times as many (256)"
+        "--clips", type=int, default=128, help="most test clips; probes train on three times as many (128)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the clips, the floors and the bootstrap (0)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")

@@ -88,9 +88,9 @@ def judge(
     progress("imagining")
     steering = Steering(model, clips, spec, settings)
     fair = roll_splits(model, clips, steering.fair, settings, decode=True)
-    oracle = roll_splits(model, clips, steering.oracle, settings, decode=True) if steering.oracle else None
+    oracle = rollouts.roll(model, test, steering.oracle, settings, decode=True) if steering.oracle is not None else None
     progress("imagining with random weights")
-    aimless = Steering(random_model, clips, spec, settings, oracle=False)
+    aimless = Steering(random_model, clips, spec, settings, judged=False)
     random = roll_splits(random_model, clips, aimless.fair, settings, decode=False)
 
     progress("probing the state")
@@ -100,7 +100,7 @@ def judge(
     own_frames = clips["train"]["frames"].flatten(0, 1)
     decoder = FittedDecoder(features_btd.flatten(0, 1), own_frames, settings.decoder_steps, settings.seed)
     progress("comparing frames")
-    numbers |= frame_numbers(fair["test"], oracle and oracle["test"], decoder, test, settings, draws)
+    numbers |= frame_numbers(fair["test"], oracle, decoder, test, settings, draws)
     progress("reading codes and collapse")
     numbers |= code_numbers(steering.codes, clips, spec, settings)
     numbers |= collapse_numbers(model, test, steering, settings)

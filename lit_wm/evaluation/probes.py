@@ -45,15 +45,20 @@ class FactorProbe:
     Args:
         weight_po: (P+1,O) the last row being the bias; O is 1, or the number of classes.
         classes: the values of a discrete factor; None for a continuous one.
+        low: the least value in training. Predictions are clamped to the range seen there, since one feature that never
+            moved in training can otherwise throw a single clip's prediction arbitrarily far and ruin the whole score.
+        high: the greatest.
     """
 
     weight_po: Tensor
     classes: Tensor | None = None
+    low: float = -torch.inf
+    high: float = torch.inf
 
     def predict(self, z_np: Tensor) -> Tensor:
         """(n,P) projected features -> (n,) predicted values of the factor."""
         out = _with_bias(z_np) @ self.weight_po
-        return out[:, 0] if self.classes is None else self.classes[out.argmax(1)]
+        return out[:, 0].clamp(self.low, self.high) if self.classes is None else self.classes[out.argmax(1)]
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,10 @@ def r2(y: np.ndarray, predicted: np.ndarray, draws: EpisodeDraws, keep: np.ndarr
     columns = np.stack([np.ones_like(y), y_centred, y_centred**2, (y - predicted) ** 2], 1)
     count, total, squares, residual = draws.sums(columns, keep).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - residual / (squares - total**2 / count)
+        variation = squares - total**2 / count
+        return np.where(
+            variation > 1e-12 * squares, 1 - residual / variation, np.nan
+        )  # a draw may hold one value alone
 
 
 def balanced_accuracy_skill(y: np.ndarray, predicted: np.ndarray, draws: EpisodeDraws, keep: np.ndarray) -> np.ndarray:
@@ -160,8 +168,10 @@ def _ridge_path(z_np: Tensor, y_no: Tensor, weight_n: Tensor) -> list[Tensor]:
 
 def _fit_continuous(z: Tensor, y: Tensor, z_val: Tensor, y_val: Tensor) -> FactorProbe:
     """Ridge regression; the penalty with the least validation error."""
+    low, high = y.min().item(), y.max().item()
     path = _ridge_path(z, y[:, None], torch.ones_like(y))
-    return FactorProbe(min(path, key=lambda w: (_with_bias(z_val) @ w - y_val[:, None]).pow(2).mean().item()))
+    probes = [FactorProbe(weight, None, low, high) for weight in path]
+    return min(probes, key=lambda probe: (probe.predict(z_val) - y_val).pow(2).mean().item())
 
 
 def _fit_discrete(z: Tensor, y: Tensor, z_val: Tensor, y_val: Tensor) -> FactorProbe:

@@ -8,6 +8,7 @@ from lit_wm.evaluation.judge import RunScores
 from lit_wm.evaluation.scorecard import Scorecard
 from lit_wm.evaluation.statistics import Number, not_applicable
 
+ENOUGH_EPISODES = 10  # below it a percentile bootstrap over episodes covers clearly less than it says
 Format = Callable[[float], str]
 
 
@@ -71,6 +72,7 @@ def header(card: Scorecard) -> list[str]:
         "Brackets are 95 % bootstrap intervals over test episodes: they say how sure a number is for **this** trained run, not"
         " how much another seed would differ. Losses of different routes are not comparable and do not appear. There is no"
         " overall score, on purpose.",
+        *few_episodes(data["splits"]["test"]["episodes"]),
         "",
         "## The runs",
     ]
@@ -87,6 +89,16 @@ def header(card: Scorecard) -> list[str]:
         )
     head = ["run", "route", "labels used", "steered by", "parameters (trained)", "updates", "frames seen", "seed"]
     return [*lines, *table(head, rows), *notes.lines()]
+
+
+def few_episodes(episodes: int) -> list[str]:
+    """A warning where the bootstrap has too little to draw from."""
+    if episodes >= ENOUGH_EPISODES:
+        return []
+    return [
+        "",
+        f"**Only {episodes} test episodes: the brackets are too narrow.** Record more for intervals to rely on.",
+    ]
 
 
 def over_horizons(

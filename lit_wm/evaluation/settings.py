@@ -31,7 +31,7 @@ class Settings:
     draws: int = 1000
     batch_size: int = 64
     temperature: float = 0.0
-    decoder_steps: int = 250
+    decoder_steps: int = 200
     retrieval_pool: int = 500
     repeats: int = 5
     shown: int = 3

@@ -10,6 +10,7 @@ tag                        features that are probed for the state at t+k (t: the
 ``state_r2_pixels``        floor: the frame at t averaged down to 8x8 pixels
 ``state_r2_ceiling``       ceiling: the true state itself; the closed-loop k=0 row is the ceiling of the same model
 ``state_skill``            (R2 - random) / (1 - random)
+``*_oracle_codes``         privileged: test rollouts steered by codes that saw the true future, through the headline's probe
 ``state_minus_*``          R2 less a floor, with the interval of the paired difference
 =========================  =========================================================================================
 
@@ -70,7 +71,7 @@ class Examiner:
 
 def state_numbers(
     fair: Mapping[str, Rollout],
-    oracle: Mapping[str, Rollout] | None,
+    oracle: Rollout | None,
     random: Mapping[str, Rollout],
     clips: Mapping[str, Batch],
     factors: tuple[Factor, ...],
@@ -81,7 +82,7 @@ def state_numbers(
 
     Args:
         fair: split -> headline rollouts.
-        oracle: split -> rollouts steered by codes of the true future, or None.
+        oracle: test rollouts steered by codes of the true future, or None.
         random: split -> rollouts with random weights.
         clips: split -> clips with ``state``.
         factors: columns of ``state``.
@@ -111,7 +112,7 @@ def state_numbers(
         for floor in ("random", "persistence", "pixels"):
             rows[f"state_minus_{floor}"] = combine(rows["state_r2"], rows[f"state_r2_{floor}"], np.subtract)
         if oracle is not None:
-            rows["state_r2_oracle_codes"] = examiner.refit(features_at(oracle, h))
+            rows["state_r2_oracle_codes"] = examiner.score(probe, oracle.features_bhd[:, h])
             privileged = combine(rows["state_r2_oracle_codes"], rows["state_r2_random"], skill_over_floor)
             rows["state_skill_oracle_codes"] = privileged
         for measure, scores in rows.items():

@@ -70,19 +70,19 @@ def transitions(clips: Batch) -> Tensor:
 
 
 class Steering:
-    """What one model's rollouts are steered by, on each split.
+    """What one model's rollouts are steered by.
 
     Args:
         model: whose ``action_space`` decides.
         clips: ``train``, ``val``, ``test``.
         spec: of the data.
         settings: context and horizons.
-        oracle: also read codes off the futures of val and test clips.
+        judged: False for the floor, of which only fair rollouts are wanted.
 
     Attributes:
         name: ``actions``, ``mapped codes`` or ``nothing``; ``oracle codes`` where actions cannot be counted.
         fair: split -> controls of the headline.
-        oracle: split -> codes of the true future; empty for a model without codes.
+        oracle: codes of the test clips' true future; None for a model without codes.
         codes: split -> (B,T-1) codes read off whole clips; empty likewise.
     """
 
@@ -92,27 +92,28 @@ class Steering:
         clips: Mapping[str, Batch],
         spec: ExperienceSpec,
         settings: Settings,
-        oracle: bool = True,
+        judged: bool = True,
     ) -> None:
         action = action_classes(clips["train"]["action"], spec.action)
+        mappable = action is not None
+        needed = ("train", "test") if judged and mappable else ("train",) if mappable else tuple(clips)
         self.codes: dict[str, Tensor] = {}
-        for split in clips if oracle or action is None else ["train"]:  # the map from actions to codes needs no more
+        for split in needed:
             if (found := infer_codes(model, clips[split], settings)) is not None:
                 self.codes[split] = found
-        complete = len(self.codes) == len(clips)
-        self.oracle = {split: oracle_controls(self.codes[split], settings) for split in clips} if complete else {}
+        self.oracle: Tensor | None = None
         if model.action_space == "environment":
             self.name = "actions"
             self.fair = {split: environment_controls(clips[split], spec.action, settings) for split in clips}
         elif model.action_space == "none":
             self.name = "nothing"
             self.fair = {s: torch.zeros(len(clips[s]["is_first"]), settings.steps, dtype=torch.long) for s in clips}
-        elif action is None:
-            self.name, self.fair = "oracle codes", self.oracle
+        elif not mappable:
+            self.name = "oracle codes"
+            self.fair = {split: oracle_controls(codes, settings) for split, codes in self.codes.items()}
         else:
             self.name = "mapped codes"
             seen = transitions(clips["train"])
             table = fit_code_of_action(action[:, :-1].flatten(), self.codes["train"].flatten(), seen.flatten())
             self.fair = {split: mapped_controls(clips[split], spec.action, table, settings) for split in clips}
-        if model.action_space != "codes":
-            self.oracle = {}
+            self.oracle = oracle_controls(self.codes["test"], settings) if judged else None

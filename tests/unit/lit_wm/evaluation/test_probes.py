@@ -100,6 +100,15 @@ def test_rare_class_counts_as_much_as_a_common_one():
     assert always_no[0] == 0
 
 
+def test_one_clip_beyond_anything_seen_does_not_ruin_the_score():
+    x = randn(600, 5)
+    y = x[:, :1].clamp(-1, 1)
+    far = x.clone()
+    far[500, 0] = 1e6
+    calm, ruined = scores(x, y)[0][0], scores(far, y)[0][0]
+    assert calm > 0.8 and ruined > calm - 0.1
+
+
 def test_skill_is_zero_at_the_floor_one_at_the_top_and_gives_nothing_for_a_bad_floor():
     value = skill(np.array([0.4, 0.7, 1.0, 0.0]), np.array([0.4, 0.4, 0.4, -0.5]))
     assert value == pytest.approx([0, 0.5, 1, 0])

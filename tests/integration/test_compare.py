@@ -1,0 +1,145 @@
+"""``lit-wm compare`` on real runs of two routes, and what it refuses."""
+
+import functools
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from lit_wm.cli import compare
+from lit_wm.cli.main import main, run
+from lit_wm.errors import UserError
+
+JEPA = {"patch": 16, "dim": 16, "depth": 1, "heads": 2, "predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
+BLOCKS = {"dim": 16, "heads": 2, "ffn": 32}
+GENIE = {
+    "frames": 12,
+    "tokenizer": {**BLOCKS, "patch": 16, "encoder_blocks": 1, "decoder_blocks": 1, "codes": 16, "latent_dim": 4},
+    "lam": {**BLOCKS, "patch": 16, "encoder_blocks": 1, "decoder_blocks": 1, "latent_dim": 4},
+    "dynamics": {**BLOCKS, "blocks": 1, "sampling_steps": 1},
+    "order": "joint",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two recordings of sprites, and runs of two updates: jepa and genie on the first, another jepa on the second."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, seed in (("data", 0), ("other", 1)):
+        options = ["--env-arg", "size=32", "--env-arg", "length=40", "--steps", "4000", "--seed", str(seed)]
+        run(["record", "--env", "sprites", *options, "--out", str(folder / name)])
+    routes = {"jepa": ("lit_wm.jepa.JEPAModule", JEPA), "genie": ("lit_wm.genie.GenieModule", GENIE)}
+    for name, route, data in (("jepa", "jepa", "data"), ("genie", "genie", "data"), ("elsewhere", "jepa", "other")):
+        class_path, arguments = routes[route]
+        config = {
+            "seed_everything": 0,
+            "name": name,
+            "runs": str(folder / "runs"),
+            "model": {"class_path": class_path, "init_args": arguments},
+            "data": {
+                "class_path": "datamodules.episodes.EpisodeDataModule",
+                "init_args": {"root": str(folder / data), "batch_size": 2, "clip_length": 4},
+            },
+            "trainer": {
+                "max_steps": 2,
+                "accelerator": "cpu",
+                "limit_val_batches": 0,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            },
+            "checkpoint": {"every_n_train_steps": 1},
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        run(["fit", "--config", str(folder / f"{name}.yaml")])
+    return folder
+
+
+@pytest.mark.slow
+def test_compare_judges_two_routes_and_one_of_them_twice_alike(folder, monkeypatch, capsys):
+    from lit_wm.evaluation import settings
+
+    quick = functools.partial(settings.Settings, decoder_steps=3, draws=50, repeats=1)
+    monkeypatch.setattr(settings, "Settings", quick)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    run(["compare", "runs/jepa", "runs/genie", "runs/jepa", "--out", "card", "--clips", "32"])
+    said = capsys.readouterr().out
+    assert "tensorboard --logdir card/tensorboard" in said and "card/rollouts.gif" in said
+    assert {path.name for path in (folder / "card").iterdir()} == {
+        "scorecard.json",
+        "scorecard.md",
+        "rollouts.gif",
+        "rollouts.png",
+        "tensorboard",
+    }
+    card = json.loads((folder / "card" / "scorecard.json").read_text())
+    jepa, genie, again = card["runs"]
+    assert [r["name"] for r in card["runs"]] == ["jepa", "genie", "jepa (2)"]
+    assert jepa["labels"] == ["frames", "actions"] and genie["labels"] == ["frames"]
+    assert jepa["steering"] == "actions" and genie["steering"] == "mapped codes"
+    assert jepa["facts"]["frames_seen"] == 2 * 2 * 4 and jepa["facts"]["updates"] == 2
+    for tag, number in jepa["numbers"].items():
+        if not tag.startswith("cost/"):
+            assert number == again["numbers"][tag], tag
+    assert genie["numbers"]["codes/effect_ami"]["n"] > 100
+    assert "decoder" in jepa["numbers"]["psnr_native/k4"]["reason"]
+    for judged in card["runs"]:
+        assert judged["numbers"]["state_r2_ceiling/k8/task"]["value"] > 0.999
+        assert judged["numbers"]["cost/train_step_cpu_ms"]["value"] > 0
+        assert judged["numbers"]["cost/parameters"]["value"] > 1000
+    splits = card["data"]["splits"]
+    assert splits["test"]["clips"] == 30 and splits["test"]["episodes"] == 10, "10 of 100 episodes, 3 clips in each"
+
+
+def test_runs_of_different_recordings_are_refused_in_one_line(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(folder / "runs/jepa"), str(folder / "runs/elsewhere"), "--out", str(folder / "none")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "jepa and elsewhere were trained on different data (hash" in said
+    assert not (folder / "none").exists()
+
+
+def test_shards_that_are_not_those_of_the_run_are_refused(folder):
+    with pytest.raises(UserError, match="are not those that jepa was trained on"):
+        run(["compare", str(folder / "runs/jepa"), "--root", str(folder / "other"), "--out", str(folder / "none")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["nowhere"], "no run at nowhere"),
+        (["nowhere", "--clips", "3"], "--clips is 3, it must be at least 32"),
+        (["nowhere", "--clip-count", "3"], "unrecognized arguments"),
+    ],
+)
+def test_bad_words_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        run(["compare", *words])
+
+
+def fake(name="a", data_hash="x" * 64, size=64, root="r"):
+    observations = {"frames": (size, size, 3)}
+    return SimpleNamespace(
+        name=name,
+        data_hash=data_hash,
+        root=root,
+        model=SimpleNamespace(spec=SimpleNamespace(observations=observations)),
+    )
+
+
+def test_other_resolutions_and_unknown_shards_are_refused():
+    with pytest.raises(UserError, match=r"a and b see different observations .*64x64x3 and frames 32x32x3"):
+        compare.common_data([fake(), fake("b", size=32)], ["a", "b"], None)
+    with pytest.raises(UserError, match="a does not say where its shards are: give --root"):
+        compare.common_data([fake(root=None)], ["a"], None)
+
+
+def test_names_stay_unique_and_recipes_forget_seed_and_name_alone():
+    assert compare.unique_names([fake("a"), fake("b"), fake("a"), fake("a")]) == ["a", "b", "a (2)", "a (3)"]
+    base = {"seed_everything": 0, "name": "x", "model": {"init_args": {"lr": 1}}, "data": {"init_args": {"seed": 0}}}
+    seed = base | {"seed_everything": 1, "name": "y", "data": {"init_args": {"seed": 1}}}
+    assert compare.recipe(base) == compare.recipe(seed)
+    assert compare.recipe(base) != compare.recipe(base | {"model": {"init_args": {"lr": 2}}})
