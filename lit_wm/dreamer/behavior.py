@@ -70,15 +70,18 @@ class Imagination:
 
 
 @torch.no_grad()
-def imagine(rssm: RSSM, actor: Actor, deter: Tensor, stoch: Tensor, horizon: int) -> Imagination:
-    """Follow the actor through the prior from (N,D), (N,S,C). No gradient: the actor learns by REINFORCE alone."""
+def imagine(rssm: RSSM, actor: Actor, deter: Tensor, stoch: Tensor, horizon: int, sample: bool = True) -> Imagination:
+    """Follow the actor through the prior from (N,D), (N,S,C). No gradient: the actor learns by REINFORCE alone.
+
+    ``sample=False`` takes the modes of actions and latents.
+    """
     features, actions = [], []
     for t in range(horizon + 1):
         x = feature(deter, stoch)
-        a = actor.sample(actor(x))
+        a = actor.sample(actor(x), mode=not sample)
         features.append(x), actions.append(a)
         if t < horizon:
-            deter, stoch = rssm.imagine_step(deter, stoch, a)
+            deter, stoch = rssm.imagine_step(deter, stoch, a, temperature=1.0 if sample else 0)
     return Imagination(torch.stack(features, 1), torch.stack(actions, 1))
 
 

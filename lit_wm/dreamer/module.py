@@ -111,12 +111,15 @@ class DreamerModule(WorldModel):
         losses = {f"rec_{k}": v for k, v in self.decoder.losses(post.deter, post.stoch, batch).items()}
         losses["rew"] = self.reward.loss(self.reward(x), batch["reward"])
         target = (~batch["is_terminal"]).to(x.dtype) * (1 - 1 / self.settings.horizon)
-        losses["con"] = F.binary_cross_entropy_with_logits(self.cont(x), target.float(), reduction="none")
+        logit = self.cont(x)
+        losses["con"] = F.binary_cross_entropy_with_logits(logit, target.to(logit.dtype), reduction="none")
         losses["dyn"] = categorical_kl(post.log_q.detach(), post.log_p).clamp_min(free)
         losses["rep"] = categorical_kl(post.log_q, post.log_p.detach()).clamp_min(free)
         return losses
 
-    def behavior_losses(self, post: Posterior, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def behavior_losses(
+        self, post: Posterior, batch: Batch, sample: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of actor and critic, unscaled: ``policy``, ``value``, ``repval``; and quantities to log."""
         batch_size, steps = batch["is_first"].shape
         last = self.hparams.imagination_last or steps
@@ -125,7 +128,7 @@ class DreamerModule(WorldModel):
                 f"imagination_last = {last} exceeds the clip's {steps} steps; lower it or raise clip_length"
             )
         starts = [x[:, -last:].detach().flatten(0, 1) for x in (post.deter, post.stoch)]
-        dream = imagine(self.rssm, self.actor, *starts, self.hparams.imagination_length)
+        dream = imagine(self.rssm, self.actor, *starts, self.hparams.imagination_length, sample)
         with torch.no_grad():
             reward = self.reward.mean(self.reward(dream.feature))
             cont = self.cont(dream.feature).sigmoid()
