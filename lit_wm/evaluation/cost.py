@@ -124,12 +124,13 @@ def imagined_frames_per_second(
     rows = torch.arange(batch) % len(controls)
     device = next(iter(state.values())).device
     state, controls = map_state(state, lambda x: x[rows.to(device)]), controls[rows].to(device)
-    model.imagine(state, controls, 1, temperature, torch.Generator(device).manual_seed(0))
-    speeds, begin = [], time.perf_counter()
-    while len(speeds) < repeats and (not speeds or time.perf_counter() - begin < SECONDS_PER_SPEED):
+    speeds: list[float] = []
+    begin = time.perf_counter()
+    while len(speeds) <= repeats and (not speeds or time.perf_counter() - begin < SECONDS_PER_SPEED):
         start = time.perf_counter()
         model.imagine(state, controls, 1, temperature, torch.Generator(device).manual_seed(0))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         speeds.append(batch * controls.shape[1] / (time.perf_counter() - start))
-    return Number(statistics.median(speeds), len(speeds))
+    counted = speeds[1:] or speeds  # the first call warms up, unless it took all the time there is
+    return Number(statistics.median(counted), len(counted))

@@ -98,6 +98,9 @@ def animation(rows: Rows, context: int) -> list[Image.Image]:
 
 def write_gif(pictures: list[Image.Image], path: Path) -> None:
     """An endless GIF with one palette for all frames, so that still pixels do not flicker."""
-    palette = pictures[-1].quantize(256)
+    everything = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
+    for i, picture in enumerate(pictures):
+        everything.paste(picture, (0, i * picture.height))
+    palette = everything.quantize(256)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
