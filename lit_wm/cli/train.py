@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +170,19 @@ def main(argv: list[str]) -> None:
         raise mistake from error
 
 
+def without_advice() -> None:
+    """Keep Lightning's tips off the screen: what they advise to install would replace the ``lightning`` command. So too
+    a deprecation inside Lightning, and its surprise at a checkpoint folder that holds the checkpoint we resume from."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
 def run(argv: list[str]) -> TrainCLI:
     """Build the command line and run it."""
+    without_advice()
     sys.argv[1:] = argv  # Lightning starts the other ranks of a DDP run with these words
     return TrainCLI(
         WorldModel,
