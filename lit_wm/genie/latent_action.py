@@ -44,9 +44,14 @@ class LatentActionSettings:
         restart_below: not in the paper.
         pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, or their
             ``mean``. Open in the paper; ``token`` is what its public re-implementations do.
+        downsample: the model sees and predicts frames averaged over squares of this many pixels (``patch`` and ``picture``
+            then count the averages). A small movement is then a smooth change of a few numbers, which is far easier to
+            learn than a jump from pixel to pixel, and costs less. Not in the paper (1).
         difference_input: the encoder sees x_t - x_{t-1} beside x_t. Not in the paper.
         decoder_difference: the decoder too, which lets it know what moves by itself, so that codes need not tell it. Not in
             the paper.
+        encoder_positions: give the encoder the code of place and time. Without it all that stands still looks alike, and what
+            moves stands out from the first update on. In the paper's transformers yes (True).
         shift: the encoder's clip (all its frames alike, not the decoder's) is moved by up to this many pixels in each
             direction in training, so that codes cannot hide where in a patch a thing is. Not in the paper (0).
         residual_output: the decoder predicts x_t plus a change that starts at zero. In the paper it predicts the frame,
@@ -69,8 +74,10 @@ class LatentActionSettings:
     kmeans_start: bool = False
     restart_below: float = 0.0
     pool: str = "token"
+    downsample: int = 1
     difference_input: bool = False
     decoder_difference: bool = False
+    encoder_positions: bool = True
     shift: int = 0
     residual_output: bool = False
     changed_weight: float = 0.0
@@ -82,7 +89,7 @@ class LatentActions(NamedTuple):
 
     vectors: Tensor  # (B,T-1,latent_dim) a~, straight-through; entry t is what happened between frames t and t+1
     codes: Tensor  # (B,T-1) int64
-    frames: Tensor | None  # (B,T-1,C,H,W) prediction of frames 1..T-1; None when it was not asked for
+    frames: Tensor | None  # (B,T-1,C,H,W) prediction of (coarse) frames 1..T-1; None when it was not asked for
     pixel_loss: Tensor | None  # scalar
     vq_loss: Tensor  # scalar
 
@@ -93,7 +100,7 @@ class LatentActionModel(nn.Module):
     The decoder is the only reason for the codes to carry the change: they are all it knows of the frame it predicts.
 
     Args:
-        picture: (C,H,W); H and W divisible by the patch.
+        picture: (C,H,W); H and W divisible by ``downsample`` times the patch.
         frames: the longest clip W.
         settings: sizes and switches.
 
@@ -106,13 +113,17 @@ class LatentActionModel(nn.Module):
         if settings.pool not in POOLS:
             raise UserError(f"pool '{settings.pool}' of the latent action model is not one of {', '.join(POOLS)}")
         s = self.settings = settings
+        check_patch(picture[1:], s.downsample)
+        picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
         grid = check_patch(picture[1:], s.patch)
         pixels = s.patch * s.patch * picture[0]
         self.patch_in = nn.Linear(pixels * (2 if s.difference_input else 1), s.dim)
-        extra = 1 if s.pool == "token" else 0
-        self.action_token = nn.Parameter(torch.randn(extra, s.dim) * 0.02)
-        self.encoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, extra_tokens=extra)
+        self.action_token = nn.Parameter(torch.randn(s.dim) * 0.02) if s.pool == "token" else None
+        extra = 0 if self.action_token is None else 1
+        self.encoder = STTransformer(
+            grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, extra, positions=s.encoder_positions
+        )
         self.to_latent = nn.Linear(s.dim, s.latent_dim)
         self.quantizer = VectorQuantizer(
             s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below
@@ -126,35 +137,34 @@ class LatentActionModel(nn.Module):
             nn.init.zeros_(self.patch_out.bias)
 
     def latents(self, x_btchw: Tensor) -> Tensor:
-        """(B,T,C,H,W) in [0, 1], T <= W -> (B,T-1,latent_dim) before quantisation; entry t sees frames <= t+1."""
-        h_btnd = self.patch_in(self._patches(x_btchw, self.settings.difference_input))
-        if self.settings.pool == "token":
+        """(B,T,C,H,W) as from :meth:`coarse`, T <= W -> (B,T-1,latent_dim) unquantised; entry t sees frames <= t+1."""
+        seen = with_difference(x_btchw) if self.settings.difference_input else x_btchw
+        h_btnd = self.patch_in(patchify(seen, self.settings.patch))
+        if self.action_token is not None:
             token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
             pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
         else:
             pooled_btd = self.encoder(h_btnd).mean(2)
         return self.to_latent(pooled_btd)[:, 1:]
 
-    def _patches(self, x_btchw: Tensor, difference: bool) -> Tensor:
-        """(B,T,N,pixels): patches, and beside each what changed in it since the frame before."""
-        p_btnp = patchify(x_btchw, self.settings.patch)
-        if not difference:
-            return p_btnp
-        change = torch.cat([torch.zeros_like(p_btnp[:, :1]), p_btnp[:, 1:] - p_btnp[:, :-1]], 1)
-        return torch.cat([p_btnp, change], -1)
+    def coarse(self, x_btchw: Tensor) -> Tensor:
+        """Frames as this model sees them (``downsample``)."""
+        by = self.settings.downsample
+        return x_btchw if by == 1 else F.avg_pool2d(x_btchw.flatten(0, 1), by).unflatten(0, x_btchw.shape[:2])
 
     def encode(self, x_btchw: Tensor) -> Tensor:
         """(B,T,C,H,W) in [0, 1], any T -> (B,T-1) int64 codes. Learns nothing; long clips as the tokenizer's."""
         parts = [
-            self.quantizer.encode(self.latents(x_btchw[:, start:stop]))[:, max(keep - 1 - start, 0) :]
+            self.quantizer.encode(self.latents(self.coarse(x_btchw[:, start:stop])))[:, max(keep - 1 - start, 0) :]
             for start, keep, stop in causal_windows(x_btchw.shape[1], self.frames)
         ]
         return torch.cat(parts, 1)
 
     def decode(self, x_btchw: Tensor, actions_bta: Tensor) -> Tensor:
-        """Frames (B,T,C,H,W) and actions (B,T,latent_dim) taken after them -> (B,T,C,H,W): each one's next frame."""
+        """Frames (B,T,C,H,W) as from :meth:`coarse` and actions (B,T,latent_dim) after them -> (B,T,C,H,W), the next ones."""
         s = self.settings
-        h_btnd = self.decoder_in(self._patches(x_btchw, s.decoder_difference)) + self.action_in(actions_bta)[:, :, None]
+        seen = with_difference(x_btchw) if s.decoder_difference else x_btchw
+        h_btnd = self.decoder_in(patchify(seen, s.patch)) + self.action_in(actions_bta)[:, :, None]
         y = unpatchify(self.patch_out(self.decoder(h_btnd)), s.patch, self.picture[0], self.picture[1:])
         return x_btchw + y if s.residual_output else y.sigmoid()
 
@@ -167,7 +177,8 @@ class LatentActionModel(nn.Module):
             predict_pixels: run the decoder; without it only another model's loss can teach the codes.
         """
         s = self.settings
-        z = self.latents(random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw)
+        z = self.latents(self.coarse(random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw))
+        x_btchw = self.coarse(x_btchw)
         quantized = (
             Quantized(z, self.quantizer.encode(z.detach()), z.new_zeros(())) if continuous else self.quantizer(z)
         )
@@ -176,6 +187,12 @@ class LatentActionModel(nn.Module):
             frames = self.decode(x_btchw[:, :-1], quantized.vectors)
             pixel_loss = changed_pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
         return LatentActions(quantized.vectors, quantized.codes, frames, pixel_loss, quantized.loss)
+
+
+def with_difference(x_btchw: Tensor) -> Tensor:
+    """Each frame, and beside it what changed since the frame before (nothing, for the first): (B,T,2C,H,W)."""
+    change = torch.cat([torch.zeros_like(x_btchw[:, :1]), x_btchw[:, 1:] - x_btchw[:, :-1]], 1)
+    return torch.cat([x_btchw, change], 2)
 
 
 def changed_pixel_loss(prediction: Tensor, target: Tensor, before: Tensor, changed_weight: float) -> Tensor:

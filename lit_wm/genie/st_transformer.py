@@ -53,18 +53,27 @@ class STTransformer(nn.Module):
         ffn: hidden width of the feed-forward layers.
         blocks: number of blocks.
         extra_tokens: learned tokens that stand before those of the grid, without a place.
+        positions: False leaves the position code out; attention over time stays causal.
     """
 
     def __init__(
-        self, grid: tuple[int, int], frames: int, dim: int, heads: int, ffn: int, blocks: int, extra_tokens: int = 0
+        self,
+        grid: tuple[int, int],
+        frames: int,
+        dim: int,
+        heads: int,
+        ffn: int,
+        blocks: int,
+        extra_tokens: int = 0,
+        positions: bool = True,
     ) -> None:
         super().__init__()
         self.frames = frames
         self.blocks = nn.ModuleList(STBlock(dim, heads, ffn) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         space_nd = torch.cat([torch.zeros(extra_tokens, dim), sincos_2d(*grid, dim)])
-        self.register_buffer("space_nd", space_nd, persistent=False)
-        self.register_buffer("time_td", sincos(torch.arange(frames), dim), persistent=False)
+        self.register_buffer("space_nd", space_nd * positions, persistent=False)
+        self.register_buffer("time_td", sincos(torch.arange(frames), dim) * positions, persistent=False)
 
     def forward(self, x_btnd: Tensor) -> Tensor:
         """(B,T,N,D) embedded tokens -> (B,T,N,D) normalised features; those at t depend on frames <= t only."""

@@ -10,6 +10,7 @@ from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings, 
 
 SMALL = LatentActionSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=2, latent_dim=8)
 SWITCHES = {"difference_input": True, "decoder_difference": True, "residual_output": True, "pool": "mean"}
+SWITCHES |= {"encoder_positions": False}
 
 
 def model(**options):
@@ -142,7 +143,28 @@ def test_the_defaults_are_the_papers():
     settings = asdict(LatentActionSettings())
     assert (settings["codes"], settings["latent_dim"], settings["patch"]) == (8, 32, 16)
     departures = ["difference_input", "decoder_difference", "shift", "residual_output", "changed_weight"]
+    assert (settings["pool"], settings["downsample"], settings["encoder_positions"]) == ("token", 1, True)
     assert not any(settings[name] for name in [*departures, "continuous_warmup", "kmeans_start", "restart_below"])
+
+
+def test_downsampled_it_sees_averages():
+    m, x = model(downsample=2, patch=2), clip()
+    coarse = m.coarse(x)
+    assert torch.allclose(coarse[:, :, :, 1, 2], x[:, :, :, 2:4, 4:6].mean((-1, -2)))
+    out = m(x)
+    assert out.frames.shape == (2, 5, 3, 4, 6)
+    assert torch.allclose(out.pixel_loss, (out.frames - coarse[:, 1:]).square().mean())
+    block = x.view(2, 6, 3, 4, 2, 6, 2)
+    shuffled = block.flip(4, 6).reshape(x.shape)  # other pixels, the same averages
+    assert torch.allclose(m.latents(m.coarse(shuffled)), m.latents(coarse), atol=1e-6)
+
+
+def test_without_positions_the_encoder_cannot_tell_where():
+    m, x = model(encoder_positions=False, pool="mean"), clip()
+    moved = x.roll(4, -1)  # by one patch
+    assert torch.allclose(m.latents(moved), m.latents(x), atol=1e-5)
+    m = model(pool="mean")
+    assert not torch.allclose(m.latents(moved), m.latents(x), atol=1e-5)
 
 
 def test_unknown_pool():
