@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 LOCK ?= requirements/lock.txt
 WORKERS ?= 2
 DEMO_STEPS ?= 20000
+SEEDS ?= 0 1 2
 
-.PHONY: help install demo test lint format sprites clean
+.PHONY: help install demo sprites test lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +29,14 @@ demo: install  ## record Pong, train the three routes, print the scorecard; run 
 	  $(BIN)/lit-wm fit --config configs/$$route/pong.yaml --ckpt_path last || exit $$?; \
 	done
 	@$(BIN)/lit-wm compare runs/dreamer_pong runs/genie_pong runs/jepa_pong --out scorecards/pong
+
+sprites: install  ## the sprites comparison: three routes, SEEDS="0 1 2", one scorecard (about two hours on 2 cores); goes on
+	@test -f data/sprites/index.json || $(BIN)/lit-wm record --env sprites --policy sticky --steps 30000 --seed 0 --out data/sprites
+	@for seed in $(SEEDS); do for route in dreamer genie jepa; do \
+	  $(BIN)/lit-wm fit --config configs/$$route/sprites.yaml --seed_everything $$seed --data.init_args.seed $$seed \
+	    --name $${route}_sprites_seed$$seed --ckpt_path last || exit $$?; \
+	done; done
+	@$(BIN)/lit-wm compare $(foreach seed,$(SEEDS),runs/dreamer_sprites_seed$(seed) runs/genie_sprites_seed$(seed) runs/jepa_sprites_seed$(seed)) --out scorecards/sprites
 
 test: install lint  ## lint, then the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
