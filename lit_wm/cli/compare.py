@@ -42,7 +42,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--root", help="the shards, where they are no longer at the place the runs remember")
     parser.add_argument(
-        "--clips", type=int, default=128, help="most test clips; probes train on three times as many (128)"
+        "--clips", type=int, default=96, help="most test clips; probes train on three times as many (96)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the clips, the floors and the bootstrap (0)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")

@@ -143,7 +143,7 @@ def test_pca_is_white_and_equals_the_svd(shape):
 
 def test_projection_gives_the_same_width_to_all_and_nothing_to_rounding_noise():
     assert fit_projection(randn(100, 3), 64)(randn(5, 3)).shape == (5, 64)
-    constant = torch.full((100, 10), 1e4) + 1e-4 * randn(100, 10)
+    constant = torch.full((100, 10), 1e4) + 2e-3 * randn(100, 10)  # the last bit of a float32 flickers
     assert fit_projection(constant, 8)(constant).abs().max() == 0
     with pytest.raises(ValueError):
         fit_projection(randn(10, 3), 2, "pls")
