@@ -14,7 +14,7 @@ from lit_wm.errors import UserError
 from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, spatial_moments, variance_hinge
 from lit_wm.jepa.predictor import FrameCausalPredictor, frame_mask, normalise, roll_out
 from lit_wm.jepa.target import frozen_copy, momentum
-from lit_wm.jepa.vit import VisionTransformer
+from lit_wm.jepa.vit import Past, VisionTransformer
 from lit_wm.optim.schedules import warmup_cosine
 from lit_wm.world_model import WorldModel
 
@@ -114,14 +114,19 @@ class JEPAModule(WorldModel):
         with torch.no_grad():
             h = self.encode(self.target_encoder, frames[:, 1:])
         mask = frame_mask(episode[:, :length])
-        forced = self.predict(z, conditions, mask)
+        forced, past = self.predict(z, conditions, mask)
         same = episode[:, 1:] == episode[:, :-1]
         losses = {"prediction": masked_power_loss(forced, h, same, hp.loss_exponent)}
 
         if (steps := min(hp.rollout_steps, length)) > 1:
             seen = length - steps + 1  # true frames before the first prediction that is fed back
-            step = lambda x: self._predict_last(x, conditions, mask)  # noqa: E731
-            rolled = roll_out(step, z[:, :seen], forced[:, seen - 1], steps)
+
+            def step(z_b1nd: Tensor, t: int, past: list[Past]) -> tuple[Tensor, list[Past]]:
+                now = {name: x[:, t : t + 1] for name, x in conditions.items()}
+                return self.predict(z_b1nd, now, mask[:, t : t + 1, : t + 1], past)
+
+            past = self.predictor.first_frames(past, seen)
+            rolled = roll_out(step, forced[:, seen - 1], past, seen, length)
             reached = episode[:, seen:] == episode[:, seen - 1 : seen]
             losses["rollout"] = masked_power_loss(rolled, h[:, seen - 1 :], reached, hp.loss_exponent)
         if hp.variance_weight:
@@ -134,14 +139,12 @@ class JEPAModule(WorldModel):
         x = frames_bt.flatten(0, 1).to(self.dtype) / 63.75 - 2  # about unit variance, as I-JEPA's ImageNet scaling
         return normalise(encoder(x).unflatten(0, (b, t)))
 
-    def predict(self, z_btnd: Tensor, conditions: dict[str, Tensor], mask_btt: Tensor) -> Tensor:
-        """(B,T,N,D) -> (B,T,N,D): entry t is the normalised prediction of frame t+1."""
-        return normalise(self.predictor(z_btnd, conditions, mask_btt))
-
-    def _predict_last(self, z_btnd: Tensor, conditions: dict[str, Tensor], mask_btt: Tensor) -> Tensor:
-        """(B,N,D): the frame after the last of ``z``; conditions and mask may reach further."""
-        t = z_btnd.shape[1]
-        return self.predict(z_btnd, {k: x[:, :t] for k, x in conditions.items()}, mask_btt[:, :t, :t])[:, -1]
+    def predict(
+        self, z_btnd: Tensor, conditions: dict[str, Tensor], mask: Tensor, past: list[Past] | None = None
+    ) -> tuple[Tensor, list[Past]]:
+        """(B,T,N,D) -> (B,T,N,D): entry t is the normalised prediction of frame t+1. See the predictor for the rest."""
+        predicted, past = self.predictor(z_btnd, conditions, mask, past)
+        return normalise(predicted), past
 
     def _conditions(self, batch: Batch) -> dict[str, Tensor]:
         """What enters the predictor beside pictures: (B,T,A) action vectors, zero where the action is void."""
@@ -217,7 +220,8 @@ class JEPAModule(WorldModel):
             mask = frame_mask(torch.zeros_like(valid[:, k:], dtype=torch.long)) & valid[:, None, k:]
             mask = mask | torch.eye(size, dtype=torch.bool, device=mask.device)  # padding sees itself: no empty rows
             conditions = {} if done is None else {"action": done[:, k : k + size]}
-            z = torch.cat([z, self._predict_last(z[:, k:], conditions, mask).unsqueeze(1)], 1)
+            predicted, _ = self.predict(z[:, k:], conditions, mask)
+            z = torch.cat([z, predicted[:, -1:]], 1)
             valid = torch.cat([valid, torch.ones_like(valid[:, :1])], 1)
         states = {"tokens": _windows(z, size)[:, 1:], "valid": _windows(valid, size)[:, 1:]}
         if done is not None:
@@ -229,7 +233,7 @@ class JEPAModule(WorldModel):
         return state["tokens"][..., -1, :, :]
 
     def features(self, state: State) -> Tensor:
-        """Spatial moments of the current and the previous frame's tokens: (..., 6 D). See :func:`spatial_moments`."""
+        """Spatial moments of the current and the previous frame's tokens: (..., 4 D). See :func:`spatial_moments`."""
         tokens, valid = state["tokens"], state["valid"]
         now = tokens[..., -1, :, :]
         if self.hparams.history == 1:
@@ -239,7 +243,7 @@ class JEPAModule(WorldModel):
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
-        """(B,T,6 D): :meth:`features` of the EMA encoder's tokens, which is what the predictor is trained to meet."""
+        """(B,T,4 D): :meth:`features` of the EMA encoder's tokens, which is what the predictor is trained to meet."""
         episode = batch["is_first"].long().cumsum(1)
         h = self.encode(self.target_encoder, batch["frames"])
         return self.features({"tokens": _last(h, 2, 0.0), "valid": _last(episode, 2, -1) == episode.unsqueeze(2)})

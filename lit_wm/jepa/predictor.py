@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_wm.jepa.vit import Block, initialise, rotary_table
+from lit_wm.jepa.vit import Block, Past, initialise, rotary_table
 
 
 def frame_mask(episode_bt: Tensor) -> Tensor:
@@ -60,38 +60,48 @@ class FrameCausalPredictor(nn.Module):
         self.predictor_proj = nn.Linear(width, dim)
         initialise(self, self.predictor_blocks)
 
-    def forward(self, z_btnd: Tensor, conditions: Mapping[str, Tensor], mask_btt: Tensor) -> Tensor:
+    def forward(
+        self, z_btnd: Tensor, conditions: Mapping[str, Tensor], mask: Tensor, past: list[Past] | None = None
+    ) -> tuple[Tensor, list[Past]]:
         """Predict every next frame at once.
 
         Args:
-            z_btnd: (B,T,N,D) normalised tokens of frames 0..T-1.
+            z_btnd: (B,T,N,D) normalised tokens of T consecutive frames.
             conditions: name -> (B,T,A); ``conditions["action"][:, t]`` is taken after frame t.
-            mask_btt: (B,T,T) or (1,T,T) bool from :func:`frame_mask`.
+            mask: (B,T,S+T) or (1,T,S+T) bool, rows of :func:`frame_mask`; S frames lie in the past.
+            past: what an earlier call returned for those S frames, if there were any.
 
         Returns:
-            (B,T,N,D): entry t predicts frame t+1.
+            (B,T,N,D), entry t being the prediction of the frame after frame t; and keys and values of S+T frames.
         """
         b, t, n, _ = z_btnd.shape
         extra = [self.get_submodule(f"{name}_encoder")(conditions[name]).unsqueeze(2) for name in self.conditions]
         x_btmp = torch.cat([*extra, self.predictor_embed(z_btnd)], 2)
         m = x_btmp.shape[2]
-        rotary = rotary_table(*self._positions(t, z_btnd.device), self.head_width)
-        mask = mask_btt.repeat_interleave(m, 1).repeat_interleave(m, 2).unsqueeze(1)
-        x_blp = x_btmp.flatten(1, 2)
-        for block in self.predictor_blocks:
-            x_blp = block(x_blp, rotary, mask)
+        first = mask.shape[2] - t
+        rotary = rotary_table(*self._positions(first, t, z_btnd.device), self.head_width)
+        mask = mask.repeat_interleave(m, 1).repeat_interleave(m, 2).unsqueeze(1)
+        x_blp, seen = x_btmp.flatten(1, 2), []
+        for i, block in enumerate(self.predictor_blocks):
+            x_blp, kept = block(x_blp, rotary, mask, past[i] if past else None)
+            seen.append(kept)
         x_btnp = x_blp.view(b, t, m, -1)[:, :, m - n :]
-        return self.predictor_proj(self.predictor_norm(x_btnp))
+        return self.predictor_proj(self.predictor_norm(x_btnp)), seen
 
-    def _positions(self, frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def first_frames(self, past: list[Past], frames: int) -> list[Past]:
+        """Keys and values of the first few frames alone: later ones never entered into them."""
+        tokens = frames * (len(self.conditions) + self.grid[0] * self.grid[1])
+        return [(k[:, :, :tokens], v[:, :, :tokens]) for k, v in past]
+
+    def _positions(self, first: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(L,) time, row and column of every token; columns are stretched to the height of the grid, as the reference."""
         rows, columns = self.grid
         empty = torch.zeros(len(self.conditions), device=device)
         place = torch.arange(rows * columns, device=device)
         row = torch.cat([empty, place // columns]).repeat(frames)
         column = torch.cat([empty, (place % columns) * (rows / columns)]).repeat(frames)
-        time = torch.arange(frames, device=device).repeat_interleave(len(self.conditions) + rows * columns)
-        return time, row, column
+        time = torch.arange(first, first + frames, device=device)
+        return time.repeat_interleave(len(self.conditions) + rows * columns), row, column
 
 
 def normalise(z: Tensor) -> Tensor:
@@ -99,19 +109,29 @@ def normalise(z: Tensor) -> Tensor:
     return F.layer_norm(z, z.shape[-1:])
 
 
-def roll_out(step: Callable[[Tensor], Tensor], z_btnd: Tensor, first_bnd: Tensor, steps: int) -> Tensor:
-    """Feed predictions back in place of frames (V-JEPA 2-AC's rollout; there from one true frame, ``auto_steps = 2``).
+def roll_out(
+    step: Callable[[Tensor, int, list[Past]], tuple[Tensor, list[Past]]],
+    first_bnd: Tensor,
+    past: list[Past],
+    start: int,
+    stop: int,
+) -> Tensor:
+    """Feed predictions back in place of frames (V-JEPA 2-AC's rollout; there ``start`` = 1 and ``auto_steps`` = 2).
+
+    The keys and values of earlier frames do not change, so each step computes one frame only.
 
     Args:
-        step: maps frames (B,t,N,D) to the prediction (B,N,D) of frame t.
-        z_btnd: (B,t,N,D) the true frames it starts from.
-        first_bnd: (B,N,D) the prediction that follows them, which teacher forcing has made already.
-        steps: predictions in all, at least 1.
+        step: (frame (B,1,N,D), its number, past) -> (prediction (B,1,N,D) of the next frame, longer past).
+        first_bnd: (B,N,D) the prediction of frame ``start``, which teacher forcing has made already.
+        past: keys and values of the true frames 0 .. start-1.
+        start: number of the first predicted frame.
+        stop: number of the last one.
 
     Returns:
-        (B,steps,N,D), ``first_bnd`` first.
+        (B, stop-start+1, N, D): frames ``start`` .. ``stop``.
     """
-    frames = torch.cat([z_btnd, first_bnd.unsqueeze(1)], 1)
-    for _ in range(steps - 1):
-        frames = torch.cat([frames, step(frames).unsqueeze(1)], 1)
-    return frames[:, z_btnd.shape[1] :]
+    rolled = [first_bnd.unsqueeze(1)]
+    for t in range(start, stop):
+        following, past = step(rolled[-1], t, past)
+        rolled.append(following)
+    return torch.cat(rolled, 1)

@@ -16,6 +16,7 @@ from lit_wm.nn.attention import MLP, Attention
 from lit_wm.nn.patches import check_patch, sincos_2d
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (L, head width)
+Past = tuple[Tensor, Tensor]  # keys and values of earlier tokens, each (B, heads, M, head width)
 
 
 def rotary_table(time: Tensor, row: Tensor, column: Tensor, width: int) -> Rotary:
@@ -53,23 +54,28 @@ def rotate(x_bhld: Tensor, rotary: Rotary) -> Tensor:
 class RotaryAttention(Attention):
     """Multi-head self-attention whose queries and keys may be turned by their positions, under any mask."""
 
-    def forward(self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Past]:
         """Attend.
 
         Args:
             x_bld: (B,L,D).
             rotary: from :func:`rotary_table`; None for tokens that carry their position already.
-            mask: broadcastable to (B,heads,L,L) bool, True where attention is allowed.
+            mask: broadcastable to (B,heads,L,M+L) bool, True where attention is allowed.
+            past: what an earlier call returned for M tokens that come first.
 
         Returns:
-            (B,L,D).
+            (B,L,D), and the keys and values of all M+L tokens.
         """
         b, n, d = x_bld.shape
         q, k, v = self.qkv(x_bld).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+        return self.proj(x.transpose(1, 2).reshape(b, n, d)), (k, v)
 
 
 class Block(nn.Module):
@@ -82,9 +88,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLP(dim, 4 * dim)
 
-    def forward(self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
-        x_bld = x_bld + self.attn(self.norm1(x_bld), rotary, mask)
-        return x_bld + self.mlp(self.norm2(x_bld))
+    def forward(
+        self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Past]:
+        """As :meth:`RotaryAttention.forward`."""
+        attended, past = self.attn(self.norm1(x_bld), rotary, mask, past)
+        x_bld = x_bld + attended
+        return x_bld + self.mlp(self.norm2(x_bld)), past
 
 
 class PatchEmbed(nn.Module):
@@ -126,7 +136,7 @@ class VisionTransformer(nn.Module):
         """(M,C,H,W) float pictures -> (M,N,D) tokens."""
         x_mnd = self.patch_embed(x_mchw) + self.pos_embed
         for block in self.blocks:
-            x_mnd = block(x_mnd)
+            x_mnd, _ = block(x_mnd)
         return self.norm(x_mnd)
 
 

@@ -24,7 +24,7 @@ def test_answers_the_contract(actions):
     state = model.observe(batch)
     assert all(x.shape[:2] == (2, 7) for x in state.values())
     features = model.features(state)
-    assert features.shape == model.targets(batch).shape == (2, 7, 6 * 16)
+    assert features.shape == model.targets(batch).shape == (2, 7, 4 * 16)
     assert model.feature_map(state).shape == (2, 7, 4, 16)
     controls = torch.rand(2, 5, 3) if actions else torch.zeros(2, 5)
     future = model.imagine(at(state, 3), controls, samples=3)
@@ -191,7 +191,7 @@ def test_continuous_actions_and_history_of_one():
     batch = batch_of() | {"frames": batch_of()["frames"][:, :, :1], "action": torch.rand(2, 7, 2)}
     assert torch.isfinite(scalar(model.losses(batch)))
     future = model.imagine(at(model.observe(batch), 2), torch.rand(2, 3, 2))
-    assert model.features(future).shape == (2, 1, 3, 3 * 16) == (*model.targets(batch)[:, :3].shape[:1], 1, 3, 48)
+    assert model.features(future).shape == (2, 1, 3, 2 * 16) == (*model.targets(batch)[:, :3].shape[:1], 1, 3, 32)
     assert future["action"].shape == (2, 1, 3, 0, 2)
 
 
