@@ -40,6 +40,7 @@ class JEPAModule(WorldModel):
         rollout_steps: predictions fed back in training, as ``auto_steps`` of V-JEPA 2-AC; 1 is teacher forcing alone.
         momentum_start: EMA momentum of the first update (I-JEPA .996; it rises linearly, per update).
         momentum_end: EMA momentum that the last update approaches (I-JEPA 1).
+        stop_gradient: False makes the online encoder its own target and sends gradients into it: the arm that collapses.
         loss_exponent: p of mean |z - h|^p / p; 1 as V-JEPA and V-JEPA 2.
         variance_weight: weight of VICReg's variance hinge on the online tokens; 0 as the EMA papers.
         lr: peak learning rate of AdamW (V-JEPA 2-AC 4.25e-4 at batch 256).
@@ -69,6 +70,7 @@ class JEPAModule(WorldModel):
         rollout_steps: int = 2,
         momentum_start: float = 0.996,
         momentum_end: float = 1.0,
+        stop_gradient: bool = True,
         loss_exponent: float = 1.0,
         variance_weight: float = 0.0,
         lr: float = 1e-3,
@@ -111,8 +113,9 @@ class JEPAModule(WorldModel):
         conditions = {name: cut(x)[:, :length] for name, x in self._conditions(batch).items()}
 
         z = self.encode(self.encoder, frames[:, :length])
-        with torch.no_grad():
-            h = self.encode(self.target_encoder, frames[:, 1:])
+        teacher = self.target_encoder if hp.stop_gradient else self.encoder
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not hp.stop_gradient):
+            h = self.encode(teacher, frames[:, 1:])
         mask = frame_mask(episode[:, :length])
         forced, past = self.predict(z, conditions, mask)
         same = episode[:, 1:] == episode[:, :-1]
@@ -131,7 +134,7 @@ class JEPAModule(WorldModel):
             losses["rollout"] = masked_power_loss(rolled, h[:, seen - 1 :], reached, hp.loss_exponent)
         if hp.variance_weight:
             losses["variance"] = hp.variance_weight * variance_hinge(z.flatten(0, 1))
-        return losses | collapse_numbers(forced.detach(), h)
+        return losses | collapse_numbers(forced, h)
 
     def encode(self, encoder: nn.Module, frames_bt: Tensor) -> Tensor:
         """(B,T,C,H,W) uint8 -> (B,T,N,D) normalised tokens, every frame by itself."""
