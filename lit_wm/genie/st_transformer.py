@@ -42,8 +42,9 @@ class STBlock(nn.Module):
 class STTransformer(nn.Module):
     """Blocks between embedded tokens and features; projections in and out belong to whoever uses it.
 
-    Position code: fixed sines and cosines of row, column and frame, added once at the input. The paper names none;
-    this is the simplest of those in use (jasmine's), and needs no parameters.
+    Position code: fixed sines and cosines of row, column and frame, added once at the input, after a layer norm that lifts
+    the content to the same size (without it places drown small things for hundreds of updates). The paper is silent;
+    this is what jasmine, a public re-implementation, does.
 
     Args:
         grid: (rows, columns) of tokens in a frame.
@@ -70,7 +71,7 @@ class STTransformer(nn.Module):
         super().__init__()
         self.frames = frames
         self.blocks = nn.ModuleList(STBlock(dim, heads, ffn) for _ in range(blocks))
-        self.norm = nn.LayerNorm(dim)
+        self.norm_in, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         space_nd = torch.cat([torch.zeros(extra_tokens, dim), sincos_2d(*grid, dim)])
         self.register_buffer("space_nd", space_nd * positions, persistent=False)
         self.register_buffer("time_td", sincos(torch.arange(frames), dim) * positions, persistent=False)
@@ -97,7 +98,7 @@ class STTransformer(nn.Module):
         stop = start + x_btnd.shape[1]
         if stop > self.frames:
             raise ValueError(f"{stop} frames, but this transformer has positions for {self.frames}")
-        x_btnd = x_btnd + self.space_nd + self.time_td[start:stop, None]
+        x_btnd = self.norm_in(x_btnd) + self.space_nd + self.time_td[start:stop, None]
         now = []
         for i, block in enumerate(self.blocks):
             x_btnd, keys_values = block(x_btnd, None if past is None else past[i])

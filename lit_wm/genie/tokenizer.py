@@ -32,6 +32,8 @@ class TokenizerSettings:
         decay: of the running statistics of the codebook.
         kmeans_start: not in the paper.
         restart_below: not in the paper.
+        encoder_positions: give the encoder the code of place and time. Without it tokens stand for what is seen, not for where,
+            which short trainings need: few codes are then enough, and what stands still keeps its token.
     """
 
     patch: int = 4
@@ -47,6 +49,7 @@ class TokenizerSettings:
     decay: float = 0.99
     kmeans_start: bool = False
     restart_below: float = 0.0
+    encoder_positions: bool = True
 
 
 class Tokenized(NamedTuple):
@@ -75,7 +78,9 @@ class VideoTokenizer(nn.Module):
         self.tokens = self.grid[0] * self.grid[1]  # N
         pixels = s.patch * s.patch * picture[0]
         self.patch_in = nn.Linear(pixels, s.dim)
-        self.encoder = STTransformer(self.grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks)
+        self.encoder = STTransformer(
+            self.grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, positions=s.encoder_positions
+        )
         self.to_latent = nn.Linear(s.dim, s.latent_dim)
         self.quantizer = VectorQuantizer(
             s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below

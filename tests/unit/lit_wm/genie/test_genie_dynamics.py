@@ -165,5 +165,5 @@ def test_a_rollout_obeys_its_generator(model):
 def test_parameters_in_closed_form(model):
     d = 16
     block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
-    expected = 2 * block + 2 * d + VOCABULARY * d + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
+    expected = 2 * block + 2 * 2 * d + VOCABULARY * d + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
     assert sum(p.numel() for p in model.parameters()) == expected

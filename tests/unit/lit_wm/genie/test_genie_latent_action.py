@@ -132,7 +132,7 @@ def test_the_shift_is_for_the_encoder_in_training_only():
 def test_parameters_in_closed_form():
     d, pixels, latent, codes = 16, 4 * 4 * 3, 8, 8
     block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
-    expected = 4 * block + 2 * 2 * d
+    expected = 4 * block + 2 * 2 * 2 * d
     expected += (pixels * d + d) + d + (d * latent + latent) + codes * latent  # patches, action token, codes
     expected += (pixels * d + d) + (latent * d + d) + (d * pixels + pixels)  # decoder
     assert sum(p.numel() for p in model().parameters()) == expected

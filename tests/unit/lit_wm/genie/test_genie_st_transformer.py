@@ -69,4 +69,4 @@ def test_parameters_in_closed_form():
     block = 2 * attention + (d * f + f + f * d + d) + 3 * 2 * d  # two attentions, ONE feed-forward layer, three norms
     assert sum(p.numel() for p in STBlock(d, 2, f).parameters()) == block
     model = STTransformer((2, 3), frames=6, dim=d, heads=2, ffn=f, blocks=blocks)
-    assert sum(p.numel() for p in model.parameters()) == blocks * block + 2 * d
+    assert sum(p.numel() for p in model.parameters()) == blocks * block + 2 * 2 * d

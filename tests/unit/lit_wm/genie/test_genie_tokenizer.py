@@ -83,7 +83,7 @@ def test_losses(tokenizer):
 def test_parameters_in_closed_form(tokenizer):
     d, pixels, latent, codes = 16, 4 * 4 * 3, 8, 32
     block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
-    transformers = 3 * block + 2 * 2 * d
+    transformers = 3 * block + 2 * 2 * 2 * d
     projections = (pixels * d + d) + (d * latent + latent) + (latent * d + d) + (d * pixels + pixels)
     assert sum(p.numel() for p in tokenizer.parameters()) == transformers + projections + codes * latent
 
