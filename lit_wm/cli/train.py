@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.episodes import EpisodeDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
+from lit_wm.callbacks.progress import UpdateProgressBar
 from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
@@ -85,6 +87,10 @@ class TrainCLI(LightningCLI):
         if config.get("logger") is None and not config.get("fast_dev_run"):
             folder = self.run_folder()
             kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
+        callbacks = config.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            kwargs["callbacks"] = [*callbacks, UpdateProgressBar()]
         return super().instantiate_trainer(**kwargs)
 
     def run_folder(self) -> Path:

@@ -36,6 +36,7 @@ class JEPAModule(WorldModel):
         predictor_dim: width inside the predictor.
         predictor_depth: predictor blocks.
         predictor_heads: predictor heads; each at least 6 wide, for the rotary positions.
+        tile_actions: also add the action to every patch token of its frame, as DINO-WM does; False as V-JEPA 2-AC.
         history: frames the predictor sees (V-JEPA 2-AC 8, LeWM and DINO-WM 3).
         rollout_steps: predictions fed back in training, as ``auto_steps`` of V-JEPA 2-AC; 1 is teacher forcing alone.
         momentum_start: EMA momentum of the first update (I-JEPA .996; it rises linearly, per update).
@@ -66,6 +67,7 @@ class JEPAModule(WorldModel):
         predictor_dim: int = 64,
         predictor_depth: int = 3,
         predictor_heads: int = 4,
+        tile_actions: bool = False,
         history: int = 3,
         rollout_steps: int = 2,
         momentum_start: float = 0.996,
@@ -92,7 +94,7 @@ class JEPAModule(WorldModel):
         try:
             self.encoder = VisionTransformer((height, width), channels, patch, dim, depth, heads)
             self.predictor = FrameCausalPredictor(
-                self.encoder.grid, dim, predictor_dim, predictor_depth, predictor_heads, conditions
+                self.encoder.grid, dim, predictor_dim, predictor_depth, predictor_heads, conditions, tile_actions
             )
         except ValueError as error:
             raise UserError(f"the jepa model's sizes do not fit: {error}") from error

@@ -40,16 +40,25 @@ class FrameCausalPredictor(nn.Module):
         heads: attention heads.
         conditions: name -> width of what enters besides pictures, in order. ``{"action": A}``, or ``{}`` for the
             action-free predictor (the reference has ``{"action": 7, "state": 7}``, the state being the arm's pose).
+        tile: also add each condition's token to every patch token of its frame, as DINO-WM (arXiv:2411.04983) tiles
+            actions over the patches; False as the reference.
 
     Raises:
         ValueError: if the width is not divisible by the heads, or the heads are too narrow.
     """
 
     def __init__(
-        self, grid: tuple[int, int], dim: int, width: int, depth: int, heads: int, conditions: Mapping[str, int]
+        self,
+        grid: tuple[int, int],
+        dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        conditions: Mapping[str, int],
+        tile: bool = False,
     ) -> None:
         super().__init__()
-        self.grid, self.conditions, self.head_width = grid, tuple(conditions), width // heads
+        self.grid, self.conditions, self.tile, self.head_width = grid, tuple(conditions), tile, width // heads
         if self.head_width < 6:
             raise ValueError(f"predictor heads are {self.head_width} wide, three-axis rotary positions need at least 6")
         self.predictor_embed = nn.Linear(dim, width)
@@ -76,7 +85,10 @@ class FrameCausalPredictor(nn.Module):
         """
         b, t, n, _ = z_btnd.shape
         extra = [self.get_submodule(f"{name}_encoder")(conditions[name]).unsqueeze(2) for name in self.conditions]
-        x_btmp = torch.cat([*extra, self.predictor_embed(z_btnd)], 2)
+        x_btnp = self.predictor_embed(z_btnd)
+        if self.tile:
+            x_btnp = sum(extra, x_btnp)
+        x_btmp = torch.cat([*extra, x_btnp], 2)
         m = x_btmp.shape[2]
         first = mask.shape[2] - t
         rotary = rotary_table(*self._positions(first, t, z_btnd.device), self.head_width)

@@ -76,9 +76,9 @@ def test_frames_see_the_past_of_their_own_episode():
     assert mask.int().tolist() == expected
 
 
-def predictor_and_inputs(frames: int = 4):
+def predictor_and_inputs(frames: int = 4, tile: bool = False):
     torch.manual_seed(0)
-    predictor = FrameCausalPredictor((2, 2), 8, 16, 2, 2, {"action": 3}).eval()
+    predictor = FrameCausalPredictor((2, 2), 8, 16, 2, 2, {"action": 3}, tile).eval()
     for part in predictor.modules():  # away from the small initial weights, so that every dependence shows
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.5)
@@ -87,14 +87,27 @@ def predictor_and_inputs(frames: int = 4):
 
 
 @pytest.mark.parametrize("what", ["frame", "action"])
-def test_predictor_is_causal_and_uses_the_action(what):
-    predictor, z, a, mask = predictor_and_inputs()
+@pytest.mark.parametrize("tile", [False, True])
+def test_predictor_is_causal_and_uses_the_action(what, tile):
+    predictor, z, a, mask = predictor_and_inputs(tile=tile)
     before, _ = predictor(z, {"action": a}, mask)
     z, a = z.clone(), a.clone()
     (z if what == "frame" else a)[:, 2] += 1.0
     after, _ = predictor(z, {"action": a}, mask)
     assert torch.equal(before[:, :2], after[:, :2])  # what was predicted before frame 2 or its action existed
     assert ((before - after)[:, 2].abs() > 1e-4).all()  # the prediction of frame 3 sees both, at every place
+
+
+def test_tiling_adds_the_actions_token_to_every_patch_of_its_frame():
+    """Without blocks nothing mixes: each patch alone says what entered it."""
+    plain, tiled = (FrameCausalPredictor((2, 2), 8, 16, 0, 2, {"action": 3}, tile) for tile in (False, True))
+    tiled.load_state_dict(plain.state_dict())
+    z, a = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 3)
+    mask = frame_mask(torch.zeros(1, 3))
+    inside = plain.predictor_embed(z) + plain.action_encoder(a).unsqueeze(2)
+    expected = plain.predictor_proj(plain.predictor_norm(inside))
+    torch.testing.assert_close(tiled(z, {"action": a}, mask)[0], expected)
+    assert not torch.allclose(plain(z, {"action": a}, mask)[0], expected)
 
 
 def test_one_frame_after_its_past_is_the_same_computation():
