@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_wm.errors import UserError
+from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.genie.tokenizer import causal_windows
-from lit_wm.genie.vector_quantizer import Quantized, VectorQuantizer
+from lit_wm.genie.vector_quantizer import VectorQuantizer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 POOLS = ("token", "mean")
-CHANGED = 0.05  # a pixel has changed when it differs by more than this from the frame before
 
 
 @dataclass(frozen=True)
@@ -179,28 +179,18 @@ class LatentActionModel(nn.Module):
         s = self.settings
         z = self.latents(self.coarse(random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw))
         x_btchw = self.coarse(x_btchw)
-        quantized = (
-            Quantized(z, self.quantizer.encode(z.detach()), z.new_zeros(())) if continuous else self.quantizer(z)
-        )
-        frames = pixel_loss = None
+        quantized = self.quantizer.let_through(z) if continuous else self.quantizer(z)
+        frames = error = None
         if predict_pixels:
             frames = self.decode(x_btchw[:, :-1], quantized.vectors)
-            pixel_loss = changed_pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
-        return LatentActions(quantized.vectors, quantized.codes, frames, pixel_loss, quantized.loss)
+            error = pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
+        return LatentActions(quantized.vectors, quantized.codes, frames, error, quantized.loss)
 
 
 def with_difference(x_btchw: Tensor) -> Tensor:
     """Each frame, and beside it what changed since the frame before (nothing, for the first): (B,T,2C,H,W)."""
     change = torch.cat([torch.zeros_like(x_btchw[:, :1]), x_btchw[:, 1:] - x_btchw[:, :-1]], 1)
     return torch.cat([x_btchw, change], 2)
-
-
-def changed_pixel_loss(prediction: Tensor, target: Tensor, before: Tensor, changed_weight: float) -> Tensor:
-    """Mean of w (prediction - target)^2, with w = 1 + ``changed_weight`` where the target differs from ``before``."""
-    if changed_weight == 0:
-        return F.mse_loss(prediction, target)
-    weight = 1 + changed_weight * ((target - before).abs() > CHANGED)
-    return (weight * (prediction - target).square()).mean()
 
 
 def random_shift(x_btchw: Tensor, most: int) -> Tensor:

@@ -19,6 +19,7 @@ from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
+from lit_wm.nn.moments import spatial_moments
 from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
 from lit_wm.world_model import WorldModel, check_checkpoint
 
@@ -148,6 +149,11 @@ class GenieModule(WorldModel):
         t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
         a = settings_from(LatentActionSettings, lam, "lam")
         d = settings_from(DynamicsSettings, dynamics, "dynamics")
+        if order == "staged" and t.continuous_warmup >= max(tokenizer_steps, 1):
+            raise UserError(
+                f"tokenizer.continuous_warmup {t.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
+                " of the genie model to its codebook"
+            )
         if "frames" not in self.spec.pictures:
             raise UserError("the genie model needs the picture 'frames', which this data does not hold")
         height, width, channels = self.spec.observations["frames"]
@@ -187,7 +193,7 @@ class GenieModule(WorldModel):
         parts = trained_parts(self.order, step, self.tokenizer_steps)
         losses: dict[str, Tensor] = {}
         if "tokenizer" in parts:
-            seen = self.tokenizer(x_btchw)
+            seen = self.tokenizer(x_btchw, continuous=step < self.tokenizer.settings.continuous_warmup)
             tokens_btn = seen.tokens
             losses |= {"tokenizer_pixels": seen.pixel_loss, "tokenizer_vq": seen.vq_loss}
             losses["_tokenizer_perplexity"] = self.tokenizer.quantizer.perplexity()
@@ -338,8 +344,8 @@ class GenieModule(WorldModel):
         return map_state(future, lambda x: x.expand(-1, samples, *x.shape[2:]))
 
     def features(self, state: State) -> Tensor:
-        """(..., N * 2 * latent_dim): :meth:`feature_map`, flat."""
-        return self.feature_map(state).flatten(-2)
+        """(..., 4 * latent_dim): where the codes lie. See :func:`~lit_wm.nn.moments.spatial_moments`."""
+        return spatial_moments(self.feature_map(state), self.tokenizer.grid)
 
     def feature_map(self, state: State) -> Tensor:
         """(..., N, 2 * latent_dim): the codes of the current frame's tokens beside those of the frame before, so that

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_wm.distributed import global_mean
+from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.genie.vector_quantizer import VectorQuantizer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
@@ -34,6 +35,9 @@ class TokenizerSettings:
         restart_below: not in the paper.
         encoder_positions: give the encoder the code of place and time. Without it tokens stand for what is seen, not for where,
             which short trainings need: few codes are then enough, and what stands still keeps its token.
+        foreground_weight: how much more a pixel counts that differs from the mean picture of the batch; the paper's 0
+            lets small things drown in the background for a long time.
+        continuous_warmup: updates during which latents are not quantised. Not in the paper (0).
     """
 
     patch: int = 4
@@ -50,6 +54,8 @@ class TokenizerSettings:
     kmeans_start: bool = False
     restart_below: float = 0.0
     encoder_positions: bool = True
+    foreground_weight: float = 0.0
+    continuous_warmup: int = 0
 
 
 class Tokenized(NamedTuple):
@@ -57,7 +63,7 @@ class Tokenized(NamedTuple):
 
     tokens: Tensor  # (B,T,N) int64
     frames: Tensor  # (B,T,C,H,W) reconstruction in [0, 1]
-    pixel_loss: Tensor  # scalar, mean squared error
+    pixel_loss: Tensor  # scalar, mean squared error (weighted by ``foreground_weight``)
     vq_loss: Tensor  # scalar
 
 
@@ -114,11 +120,21 @@ class VideoTokenizer(nn.Module):
         y = self.patch_out(self.decoder(self.from_latent(e_btnd))).sigmoid()
         return unpatchify(y, self.settings.patch, self.picture[0], self.picture[1:])
 
-    def forward(self, x_btchw: Tensor) -> Tokenized:
-        """Tokenize and reconstruct a clip of (B,T,C,H,W) in [0, 1], T <= W, with the VQ-VAE losses."""
-        quantized = self.quantizer(self.latents(x_btchw))
+    def forward(self, x_btchw: Tensor, continuous: bool = False) -> Tokenized:
+        """Tokenize and reconstruct a clip of (B,T,C,H,W) in [0, 1], T <= W, with the VQ-VAE losses.
+
+        Args:
+            x_btchw: the clip.
+            continuous: skip quantisation (``continuous_warmup``).
+        """
+        z = self.latents(x_btchw)
+        quantized = self.quantizer.let_through(z) if continuous else self.quantizer(z)
         frames = self.decode_vectors(quantized.vectors)
-        return Tokenized(quantized.codes, frames, F.mse_loss(frames, x_btchw), quantized.loss)
+        background = x_btchw.mean((0, 1))
+        if self.training:  # the same picture on all ranks; batches of validation need not be equally many
+            background = global_mean(background)
+        error = pixel_loss(frames, x_btchw, background, self.settings.foreground_weight)
+        return Tokenized(quantized.codes, frames, error, quantized.loss)
 
 
 def causal_windows(length: int, frames: int) -> list[tuple[int, int, int]]:

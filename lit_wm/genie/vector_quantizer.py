@@ -138,6 +138,10 @@ class VectorQuantizer(nn.Module):
                 self._learn(z_nd.detach(), codes_n)
             return Quantized(vectors, codes_n.view(z.shape[:-1]), loss)
 
+    def let_through(self, z: Tensor) -> Quantized:
+        """The vectors as they are, with the codes that would stand for them: a continuous warm-up, in which nothing is learnt."""
+        return Quantized(z, self.encode(z.detach()), z.new_zeros(()))
+
     @torch.no_grad()
     def _start(self, z_nd: Tensor) -> None:
         """k-means over the global batch, unless a checkpoint brought a codebook that has already learnt."""

@@ -11,10 +11,11 @@ from datamodules.experience import action_vectors
 from lit_wm.contract import Batch, State
 from lit_wm.distributed import ema_update
 from lit_wm.errors import UserError
-from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, spatial_moments, variance_hinge
+from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, variance_hinge
 from lit_wm.jepa.predictor import FrameCausalPredictor, frame_mask, normalise, roll_out
 from lit_wm.jepa.target import frozen_copy, momentum
 from lit_wm.jepa.vit import Past, VisionTransformer
+from lit_wm.nn.moments import spatial_moments
 from lit_wm.optim.schedules import warmup_cosine
 from lit_wm.world_model import WorldModel
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_wm.errors import UserError
-from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings, changed_pixel_loss, random_shift
+from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings, random_shift
 
 SMALL = LatentActionSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=2, latent_dim=8)
 SWITCHES = {"difference_input": True, "decoder_difference": True, "residual_output": True, "pool": "mean"}
@@ -95,13 +95,6 @@ def test_residual_output_starts_as_a_copy():
     torch.manual_seed(0)
     m = LatentActionModel((3, 8, 12), 6, replace(SMALL, residual_output=True))
     assert torch.equal(m(x).frames, x[:, :-1])
-
-
-def test_changed_pixels_weigh_more():
-    before, target = torch.zeros(4), torch.tensor([0.0, 0.0, 1.0, 1.0])
-    prediction = torch.tensor([0.5, 0.0, 0.5, 1.0])
-    assert changed_pixel_loss(prediction, target, before, 0) == pytest.approx((0.25 + 0.25) / 4)
-    assert changed_pixel_loss(prediction, target, before, 10) == pytest.approx((0.25 + 11 * 0.25) / 4)
 
 
 def test_a_shift_moves_all_frames_of_a_clip_alike():

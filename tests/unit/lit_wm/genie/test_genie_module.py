@@ -72,7 +72,7 @@ def test_states_have_the_contracts_shapes(length):
         "valid": (2, length, W),
     }
     assert codes.shape == (2, length - 1)
-    assert m.features(state).shape == m.targets(batch).shape == (2, length, N * 2 * 8)
+    assert m.features(state).shape == m.targets(batch).shape == (2, length, 4 * 8)
     future = m.imagine(at(state, 1), codes[:, :3], samples=5)
     assert future["tokens"].shape == (2, 5, 3, W, N)
     assert m.feature_map(future).shape == (2, 5, 3, N, 16)
@@ -293,6 +293,10 @@ def test_world_takes_over_a_tokenizer(tmp_path):
         ({"lam_optimizer": {"decay": "steep"}}, "decay of the lam optimizer 'steep'"),
         ({"lam": {**CODER, "patch": 5}}, "16x16 picture is not divisible by patches of 5"),
         ({"dynamics": {"dim": 18, "heads": 4}}, "cannot be built"),
+        (
+            {"order": "staged", "tokenizer": {**CODER, "continuous_warmup": 5}, "tokenizer_steps": 5},
+            "none of the 5 tok",
+        ),
     ],
 )
 def test_mistakes_are_one_line(options, message):

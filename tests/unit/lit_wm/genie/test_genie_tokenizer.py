@@ -1,5 +1,7 @@
 """The video tokenizer: causal both ways, windows over long clips, and its size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,30 @@ def test_losses(tokenizer):
     assert torch.equal(out.pixel_loss, (out.frames - x).square().mean())
     (out.pixel_loss + out.vq_loss).backward()
     assert all(p.grad is not None for p in tokenizer.parameters())
+
+
+def test_a_continuous_warm_up_leaves_the_codebook_alone_and_quantises_nothing():
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer((3, 8, 12), 6, replace(SMALL, codebook="ema", kmeans_start=True)).train()
+    before = {name: x.clone() for name, x in tokenizer.quantizer.state_dict().items()}
+    x = clip()
+    out = tokenizer(x, continuous=True)
+    assert out.vq_loss == 0
+    assert torch.equal(out.frames, tokenizer.decode_vectors(tokenizer.latents(x)))
+    assert all(torch.equal(x, before[name]) for name, x in tokenizer.quantizer.state_dict().items())
+    tokenizer(x)
+    assert not torch.equal(tokenizer.quantizer.codebook, before["codebook"])
+
+
+def test_the_foreground_is_what_differs_from_the_mean_picture():
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer((3, 8, 12), 6, replace(SMALL, foreground_weight=5.0)).train()
+    x = torch.full((2, 6, 3, 8, 12), 0.2)
+    x[0, 0, :, 0, 0] = 1.0
+    out = tokenizer(x)
+    error = (out.frames - x).square()
+    weighted = error.sum() + 5 * error[..., 0, 0].sum()  # there the mean picture is 0.27, which no frame is
+    torch.testing.assert_close(out.pixel_loss, weighted / error.numel())
 
 
 def test_parameters_in_closed_form(tokenizer):

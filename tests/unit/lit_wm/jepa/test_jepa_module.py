@@ -7,7 +7,7 @@ from jepa_examples import SPEC, batch_of, small
 from datamodules.experience import ActionSpace, ExperienceSpec, action_vectors
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.errors import UserError
-from lit_wm.jepa.objective import spatial_moments
+from lit_wm.nn.moments import spatial_moments
 
 
 def scalar(losses: dict) -> torch.Tensor:

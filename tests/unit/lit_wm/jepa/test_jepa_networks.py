@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_wm.distributed import ema_update
-from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, spatial_moments, variance_hinge
+from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, variance_hinge
 from lit_wm.jepa.predictor import FrameCausalPredictor, frame_mask, normalise, roll_out
 from lit_wm.jepa.target import frozen_copy, momentum
 from lit_wm.jepa.vit import VisionTransformer, rotary_table, rotate
@@ -191,14 +191,3 @@ def test_variance_hinge():
     assert variance_hinge(torch.zeros(500, 3, 4)) == pytest.approx(0.99, abs=1e-6)  # sqrt(1e-4) = .01
     place_only = torch.randn(1, 3, 4).expand(500, 3, 4)
     assert variance_hinge(place_only) == pytest.approx(0.99, abs=1e-6)
-
-
-def test_spatial_moments_read_a_place_linearly():
-    grid = (4, 5)
-    lit = torch.eye(20).unsqueeze(-1)  # one channel, lit at each place in turn
-    x, y = spatial_moments(lit, grid).unbind(-1)
-    column, row = torch.arange(20) % 5, torch.arange(20) // 5
-    for moment, place in ((x, column), (y, row)):
-        place = place.double() - place.double().mean()
-        scaled = moment.double() / moment.double().std() * place.std()
-        torch.testing.assert_close(scaled, place, rtol=1e-5, atol=1e-6)
