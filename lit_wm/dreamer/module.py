@@ -44,6 +44,7 @@ class DreamerModule(WorldModel):
         size_overrides: single widths that replace the preset's, for example ``{deter: 256}``.
         lr: learning rate.
         warmup_steps: updates over which it rises from 0.
+        beta2: decay of LaProp's mean square of gradients. The reference's .999 remembers the steep first updates for a thousand.
         agc: adaptive gradient clipping factor.
         free_nats: KL below which neither term has a gradient.
         loss_scales: scales that replace the reference's, for example ``{rep: 0.5}``.
@@ -69,6 +70,7 @@ class DreamerModule(WorldModel):
         size_overrides: dict[str, int] | None = None,
         lr: float = 4e-5,
         warmup_steps: int = 1000,
+        beta2: float = 0.999,
         agc: float = 0.3,
         free_nats: float = 1.0,
         loss_scales: dict[str, float] | None = None,
@@ -172,8 +174,9 @@ class DreamerModule(WorldModel):
 
     def configure_optimizers(self) -> dict[str, Any]:
         params = [p for p in self.parameters() if p.requires_grad]
-        optimizer = LaProp(params, lr=self.hparams.lr, clip=self.hparams.agc)
-        warmup = max(self.hparams.warmup_steps, 1)
+        hp = self.hparams
+        optimizer = LaProp(params, lr=hp.lr, betas=(0.9, hp.beta2), clip=hp.agc)
+        warmup = max(hp.warmup_steps, 1)
         schedule = LambdaLR(
             optimizer, lambda step: min(1.0, step / warmup)
         )  # the first update has rate 0, as in the reference

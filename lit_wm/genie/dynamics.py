@@ -25,6 +25,8 @@ class DynamicsSettings:
         sampling_steps: MaskGIT steps per frame.
         temperature: divides the logits when sampling; the main paper's 2 (CoinRun uses 1). What callers ask for
             (``imagine(temperature=...)``) multiplies it.
+        know_codes: tokens enter as the tokenizer's code vectors, and logits gain a term linear in them, so that what is learnt
+            of one token serves its likes. Off, the paper's plain vocabulary, every token is learnt by itself.
     """
 
     dim: int = 512
@@ -33,6 +35,7 @@ class DynamicsSettings:
     blocks: int = 12
     sampling_steps: int = 25
     temperature: float = 2.0
+    know_codes: bool = False
 
 
 class DynamicsModel(nn.Module):
@@ -44,22 +47,43 @@ class DynamicsModel(nn.Module):
     Args:
         grid: (rows, columns) of tokens in a frame.
         frames: the longest clip W.
-        vocabulary: number of token values.
+        codebook: (V,C) the code vectors that the token values stand for.
         action_dim: width of a latent action.
         settings: sizes.
     """
 
     def __init__(
-        self, grid: tuple[int, int], frames: int, vocabulary: int, action_dim: int, settings: DynamicsSettings
+        self, grid: tuple[int, int], frames: int, codebook: Tensor, action_dim: int, settings: DynamicsSettings
     ) -> None:
         super().__init__()
         s = self.settings = settings
         self.frames, self.tokens = frames, grid[0] * grid[1]
-        self.token_in = nn.Embedding(vocabulary, s.dim)
+        vocabulary, width = codebook.shape
+        if s.know_codes:
+            self.register_buffer("codes", torch.empty(vocabulary, width))
+            self.see_codes(codebook)
+            self.code_in, self.code_out = nn.Linear(width, s.dim), nn.Linear(s.dim, width)
+        else:
+            self.token_in = nn.Embedding(vocabulary, s.dim)
         self.mask_token = nn.Parameter(torch.randn(s.dim) * 0.02)
         self.action_in = nn.Linear(action_dim, s.dim)
         self.transformer = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.blocks)
         self.head = nn.Linear(s.dim, vocabulary)
+
+    @torch.no_grad()
+    def see_codes(self, codebook: Tensor) -> None:
+        """Take over the tokenizer's code vectors (V,C), scaled to mean 0 and variance 1 over all their numbers."""
+        if self.settings.know_codes:
+            centred = codebook - codebook.mean(0)
+            self.codes.copy_(centred / centred.std().clamp_min(1e-8))
+
+    def token_vectors(self, tokens: Tensor) -> Tensor:
+        """(...) int64 -> (..., D)."""
+        return self.code_in(self.codes[tokens]) if self.settings.know_codes else self.token_in(tokens)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., D) features -> (..., V)."""
+        return self.head(h) + self.code_out(h) @ self.codes.T if self.settings.know_codes else self.head(h)
 
     def embed(self, tokens_btn: Tensor, mask_btn: Tensor, action_bta: Tensor | None, first: bool) -> Tensor:
         """Tokens, masked where ``mask_btn``, plus the action that led to each frame -> (B,T,N,D).
@@ -70,7 +94,7 @@ class DynamicsModel(nn.Module):
             action_bta: actions that led to these frames; one fewer when the clip begins here.
             first: the first of these frames begins the clip: nothing led to it.
         """
-        h_btnd = torch.where(mask_btn[..., None], self.mask_token, self.token_in(tokens_btn))
+        h_btnd = torch.where(mask_btn[..., None], self.mask_token, self.token_vectors(tokens_btn))
         if action_bta is None or action_bta.shape[1] == 0:
             return h_btnd
         led_btd = self.action_in(action_bta)
@@ -82,7 +106,7 @@ class DynamicsModel(nn.Module):
 
     def forward(self, tokens_btn: Tensor, action_bta: Tensor, mask_btn: Tensor) -> Tensor:
         """As :meth:`hidden`, as logits (B,T,N,V)."""
-        return self.head(self.hidden(tokens_btn, action_bta, mask_btn))
+        return self.logits(self.hidden(tokens_btn, action_bta, mask_btn))
 
     def loss(self, tokens_btn: Tensor, action_bta: Tensor, mask_btn: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the masked tokens, and only of those.
@@ -91,7 +115,7 @@ class DynamicsModel(nn.Module):
             (M,) nats of each masked token, and (M,) bool whether it was the likeliest.
         """
         targets_m = tokens_btn[mask_btn]  # read before anything is masked
-        logits_mv = self.head(self.hidden(tokens_btn, action_bta, mask_btn)[mask_btn])
+        logits_mv = self.logits(self.hidden(tokens_btn, action_bta, mask_btn)[mask_btn])
         return F.cross_entropy(logits_mv.float(), targets_m, reduction="none"), logits_mv.argmax(-1) == targets_m
 
     @torch.no_grad()
@@ -145,7 +169,7 @@ class DynamicsModel(nn.Module):
 
         def logits_of(tokens_bn: Tensor, mask_bn: Tensor) -> Tensor:
             h_b1nd = self.embed(tokens_bn[:, None], mask_bn[:, None], led_b1a, first=False)
-            return self.head(self.transformer.step(h_b1nd, past)[0][:, 0])
+            return self.logits(self.transformer.step(h_b1nd, past)[0][:, 0])
 
         shape = (len(led_b1a), self.tokens)
         steps, temperature = self.settings.sampling_steps, temperature * self.settings.temperature

@@ -161,7 +161,9 @@ class GenieModule(WorldModel):
         try:
             self.tokenizer = VideoTokenizer(picture, frames, t)
             self.lam = LatentActionModel(picture, frames, a)
-            self.dynamics = DynamicsModel(self.tokenizer.grid, frames, t.codes, a.latent_dim, d)
+            self.dynamics = DynamicsModel(
+                self.tokenizer.grid, frames, self.tokenizer.quantizer.codebook, a.latent_dim, d
+            )
         except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
             raise UserError(f"the genie model cannot be built: {error}") from error
         self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
@@ -213,6 +215,8 @@ class GenieModule(WorldModel):
         if by_pixels:
             losses["lam_pixels"] = actions.pixel_loss
         action_bta = actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
+        if self.training:
+            self.dynamics.see_codes(self.tokenizer.quantizer.codebook)  # in the order 'joint' they still move
         mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device)
         nats_m, right_m = self.dynamics.loss(tokens_btn, action_bta, mask_btn)
         masked = nats_m.new_tensor(len(nats_m))

@@ -228,3 +228,10 @@ def test_the_loss_falls_on_one_batch():
         schedule.step()
         first = first or total.item()
     assert total.item() < 0.9 * first
+
+
+def test_settings_of_the_optimizer_reach_it():
+    (group,) = small(lr=0.01, beta2=0.9, agc=0.2).configure_optimizers()["optimizer"].param_groups
+    assert (group["initial_lr"], group["betas"], group["clip"]) == (0.01, (0.9, 0.9), 0.2)
+    (group,) = small().configure_optimizers()["optimizer"].param_groups
+    assert (group["initial_lr"], group["betas"], group["clip"]) == (4e-5, (0.9, 0.999), 0.3)  # the reference's

@@ -1,6 +1,7 @@
 """The dynamics: what a prediction may see, what the loss counts, and a sampler that is right with and without cache."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ SETTINGS = DynamicsSettings(dim=16, heads=2, ffn=32, blocks=2, sampling_steps=4,
 VOCABULARY, N, W = 12, 6, 6
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=[False, True], ids=["vocabulary", "know_codes"])
+def model(request):
     torch.manual_seed(0)
-    m = DynamicsModel((2, 3), W, VOCABULARY, 4, SETTINGS).eval()
+    settings = replace(SETTINGS, know_codes=request.param)
+    m = DynamicsModel((2, 3), W, torch.randn(VOCABULARY, 5), 4, settings).eval()
     torch.nn.init.normal_(m.head.weight)  # decided opinions, so that a wrong input would show
     return m
 
@@ -50,6 +52,22 @@ def test_a_prediction_sees_the_past_the_action_and_what_is_left_of_its_frame(mod
     later = model(tokens, _edit(actions, 3), mask)  # the action after frame 3
     assert torch.equal(later[:, :4], logits[:, :4])
     assert (later[:, 4] != logits[:, 4]).any()
+
+
+def test_tokens_with_equal_code_vectors_are_one_where_codes_are_known():
+    torch.manual_seed(0)
+    codebook = torch.randn(VOCABULARY, 5)
+    codebook[7] = codebook[3]
+    m = DynamicsModel((2, 3), W, codebook, 4, replace(SETTINGS, know_codes=True)).eval()
+    torch.nn.init.zeros_(m.head.weight), torch.nn.init.zeros_(m.head.bias)
+    tokens, actions = inputs()
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, 3] = True
+    logits = m(tokens, actions, mask)
+    assert torch.equal(m(torch.where(tokens == 3, 7, tokens), actions, mask), logits)
+    torch.testing.assert_close(logits[..., 3], logits[..., 7])
+    m.see_codes(2 * codebook + 1)  # scale and place of the codebook do not matter
+    torch.testing.assert_close(m(tokens, actions, mask), logits, rtol=1e-4, atol=1e-5)
 
 
 def _edit(x, t):
@@ -165,5 +183,7 @@ def test_a_rollout_obeys_its_generator(model):
 def test_parameters_in_closed_form(model):
     d = 16
     block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
-    expected = 2 * block + 2 * 2 * d + VOCABULARY * d + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
+    known = model.settings.know_codes
+    tokens_in, codes_out = (5 * d + d, d * 5 + 5) if known else (VOCABULARY * d, 0)
+    expected = 2 * block + 2 * 2 * d + tokens_in + codes_out + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
     assert sum(p.numel() for p in model.parameters()) == expected
