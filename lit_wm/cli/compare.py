@@ -242,40 +242,42 @@ def write(card: Scorecard, test: Mapping[str, Tensor], out: Path) -> None:
 
 
 def summarise(card: Scorecard, console: Any, out: Path) -> None:
-    """Print the essence: a line per run, a line of floors, and where to look next."""
+    """Print the essence in two tables that fit 80 columns, scores beside their floors, and where to look next."""
     from rich.table import Table
 
     from lit_wm.evaluation.report import Notes, fixed, whole
 
-    near, middle, far = (k for k in card.settings.horizons if k)
-    columns = [
-        (f"state skill\nk={near}", f"state_skill/k{near}/task", fixed(2)),
-        (f"\nk={middle}", f"state_skill/k{middle}/task", fixed(2)),
-        (f"\nk={far}", f"state_skill/k{far}/task", fixed(2)),
-        (f"R2 less per-\nsistence k={middle}", f"state_minus_persistence/k{middle}/task", fixed(2)),
+    middle = card.settings.horizons[len(card.settings.horizons) // 2]
+    state = [(f"R2\nk={k}", f"state_r2/k{k}/task", fixed(2)) for k in card.settings.horizons if k]
+    floors = ("random", "persistence", "pixels")
+    state += [(f"floor k={middle}\n{floor}", f"state_r2_{floor}/k{middle}/task", fixed(2)) for floor in floors]
+    others = [
         (f"PSNR k={middle}\nown", f"psnr_native/k{middle}", fixed(1)),
         ("\ncommon", f"psnr_common/k{middle}", fixed(1)),
-        ("\ncopy", f"psnr_copy/k{middle}", fixed(1)),
+        ("floor\ncopy", f"psnr_copy/k{middle}", fixed(1)),
         ("\nNMSE", "collapse/nmse", fixed(2)),
-        ("\nretrieval", "collapse/retrieval", fixed(2)),
-        ("codes, AMI\nwith effect", "codes/effect_ami", fixed(2)),
-        ("CPU ms\nper step", "cost/train_step_cpu_ms", whole),
-        ("imagined\nframes/s b64", "cost/imagined_frames_per_s_b64", whole),
+        ("codes,\nAMI", "codes/effect_ami", fixed(2)),
+        ("CPU ms\na step", "cost/train_step_cpu_ms", whole),
+        ("frames/s\nb64", "cost/imagined_frames_per_s_b64", whole),
     ]
-    table = Table(title="Scorecard", title_justify="left")
-    table.add_column("run")
-    for title, *_ in columns:
-        table.add_column(title, justify="right")
     notes = Notes()
-    for run in card.runs:
-        table.add_row(
-            run.name, *(notes.cell(run.numbers.get(tag), digits, interval=False) for _, tag, digits in columns)
-        )
-    console.print(table)
+    for title, columns in (
+        ("Task state read from what a run imagines k steps ahead, R2", state),
+        ("Pictures, prediction, codes, cost", others),
+    ):
+        table = Table(title=title, title_justify="left", padding=(0, 0, 0, 1))
+        table.add_column("run", overflow="fold")
+        for head, *_ in columns:
+            table.add_column(head, justify="right", no_wrap=True)
+        for run in card.runs:
+            cells = (notes.cell(run.numbers.get(tag), digits, interval=False) for _, tag, digits in columns)
+            table.add_row(run.name, *cells)
+        console.print(table)
     for line in notes.lines()[1:]:
         console.print(line.rstrip(), style="dim", highlight=False)
-    console.print(
-        f"All numbers with floors and intervals: {out / 'scorecard.md'} (and scorecard.json)", highlight=False
-    )
-    console.print(f"Rollouts side by side: {out / 'rollouts.gif'} and {out / 'rollouts.png'}", highlight=False)
-    console.print(f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}", highlight=False)
+    for line in (
+        f"All numbers with floors and intervals: {out / 'scorecard.md'} (and scorecard.json)",
+        f"Rollouts side by side: {out / 'rollouts.gif'} and {out / 'rollouts.png'}",
+        f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,15 +66,16 @@ def contact_sheet(rows: Rows, context: int) -> Image.Image:
             )
         for row, (title, frames) in enumerate(rows.items()):
             y = top + LINE + row * height
-            draw.multiline_text((4, y + height // 3), wrapped(title), INK, font)
+            draw.multiline_text((4, y + height // 4), wrapped(title, LABEL, 12), INK, font)
             for t in range(steps):
                 sheet.paste(tile(frames[clip, t], t < context), (LABEL + t * width, y))
     return sheet
 
 
-def wrapped(title: str, width: int = 30) -> str:
-    """A title in lines that fit beside a row."""
-    return title if len(title) <= width else "\n".join(title.split(": ", 1))
+def wrapped(title: str, pixels: int, size: int) -> str:
+    """A title, run and row on lines of their own, broken where a line would be wider than ``pixels`` at a font of ``size``."""
+    width = int(pixels / (0.62 * size))  # characters: the default font's are about so wide
+    return "\n".join(line for part in title.split(": ", 1) for line in textwrap.wrap(part, width))
 
 
 def animation(rows: Rows, context: int) -> list[Image.Image]:
@@ -82,14 +84,16 @@ def animation(rows: Rows, context: int) -> list[Image.Image]:
     clips, steps = first.shape[:2]
     font = ImageFont.load_default(11)
     width, height = (side + GAP for side in tile(first[0, 0], True).size)
+    titles = [wrapped(title, width, 11) for title in rows]
+    top = LINE * max(title.count("\n") + 1 for title in titles)
     pictures = []
     for t in range(steps):
-        picture = Image.new("RGB", (len(rows) * width, 3 * LINE + clips * height), PAPER)
+        picture = Image.new("RGB", (len(rows) * width, top + clips * height + LINE), PAPER)
         draw = ImageDraw.Draw(picture)
-        for column, (title, frames) in enumerate(rows.items()):
-            draw.multiline_text((column * width + 2, 1), "\n".join(title.split(": ")), INK, font, spacing=1)
+        for column, (title, frames) in enumerate(zip(titles, rows.values(), strict=True)):
+            draw.multiline_text((column * width + 2, 1), title, INK, font, spacing=1)
             for clip in range(clips):
-                picture.paste(tile(frames[clip, t], t < context), (column * width, 2 * LINE + clip * height))
+                picture.paste(tile(frames[clip, t], t < context), (column * width, top + clip * height))
         says = "seen" if t < context else f"imagined, {t - context + 1} ahead"
         draw.text((2, picture.height - LINE), says, SEEN if t < context else IMAGINED, font)
         pictures.append(picture)

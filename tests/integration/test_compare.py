@@ -62,10 +62,11 @@ def test_compare_judges_two_routes_and_one_of_them_twice_alike(folder, monkeypat
     quick = functools.partial(settings.Settings, decoder_steps=3, draws=50, repeats=1)
     monkeypatch.setattr(settings, "Settings", quick)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     run(["compare", "runs/jepa", "runs/genie", "runs/jepa", "--out", "card", "--clips", "32"])
     said = capsys.readouterr().out
     assert "tensorboard --logdir card/tensorboard" in said and "card/rollouts.gif" in said
+    assert "persistence" in said and "…" not in said, "the tables fit a terminal of 80 columns"
     assert {path.name for path in (folder / "card").iterdir()} == {
         "scorecard.json",
         "scorecard.md",
