@@ -278,6 +278,6 @@ def summarise(card: Scorecard, console: Any, out: Path) -> None:
     for line in (
         f"All numbers with floors and intervals: {out / 'scorecard.md'} (and scorecard.json)",
         f"Rollouts side by side: {out / 'rollouts.gif'} and {out / 'rollouts.png'}",
-        f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}",
+        f"TensorBoard: tensorboard --logdir {out / 'tensorboard'} (Custom Scalars; smoothing 0)",
     ):
         console.print(line, highlight=False, soft_wrap=True)
