@@ -24,14 +24,14 @@ $(VENV)/.installed: setup.cfg $(wildcard $(LOCK))
 	@touch $@
 
 demo: install  ## record Pong, train the three routes, print the scorecard; run again, it goes on
-	@test -f data/pong/index.json || $(BIN)/lit-wm record --env pong --policy sticky --steps $(DEMO_STEPS) --seed 0 --out data/pong
+	@$(BIN)/lit-wm record --if-missing --env pong --policy sticky --steps $(DEMO_STEPS) --seed 0 --out data/pong
 	@for route in dreamer genie jepa; do \
 	  $(BIN)/lit-wm fit --config configs/$$route/pong.yaml --ckpt_path last || exit $$?; \
 	done
 	@$(BIN)/lit-wm compare runs/dreamer_pong runs/genie_pong runs/jepa_pong --out scorecards/pong
 
 sprites: install  ## the sprites comparison: three routes, SEEDS="0 1 2", one scorecard (about two hours on 2 cores); goes on
-	@test -f data/sprites/index.json || $(BIN)/lit-wm record --env sprites --policy sticky --steps 30000 --seed 0 --out data/sprites
+	@$(BIN)/lit-wm record --if-missing --env sprites --policy sticky --steps 30000 --seed 0 --out data/sprites
 	@for seed in $(SEEDS); do for route in dreamer genie jepa; do \
 	  $(BIN)/lit-wm fit --config configs/$$route/sprites.yaml --seed_everything $$seed --data.init_args.seed $$seed \
 	    --name $${route}_sprites_seed$$seed --ckpt_path last || exit $$?; \

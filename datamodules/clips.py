@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.codec import Rows, decode_chunk, decode_meta
 from datamodules.experience import ExperienceError, ExperienceSpec
-from datamodules.index import Index, Shard
+from datamodules.index import INDEX_NAME, Index, Shard
 from datamodules.shards import read_chunks
 
 Segment = tuple[int, int]  # first row, number of rows
@@ -67,12 +67,13 @@ def read_clips(
         starts: first rows, in any order; one may occur several times.
         length: T, steps of a clip.
         damage: broken chunks are noted here, and the clips that need them are left out; None: the first is an error.
+            Chunks that lie elsewhere than the index says are an error in any case.
 
     Yields:
         key -> (T, ...), and the scalars ``episode`` and ``start``: the episode of the first row, and its step there.
 
     Raises:
-        ExperienceError: something is broken and ``damage`` is None.
+        ExperienceError: something is broken and ``damage`` is None, or shard and index disagree.
     """
     wanted = sorted((int(start) for start in starts), reverse=True)  # the next one last, to pop it
     held: Rows = {}  # rows begin to end: of the chunks so far, what the next clips need
@@ -110,9 +111,13 @@ def read_clips(
 def _located_chunks(
     index: Index, shard: Shard, damage: list[Damage] | None
 ) -> Iterator[tuple[str, int, int, dict[str, bytes]]]:
-    """The chunks of a shard, not decoded: (name for messages, first row, row behind the last, members)."""
+    """The chunks of a shard, not decoded: (name for messages, first row, row behind the last, members).
+
+    A chunk at another place than the index says is an error even where damage is noted: its rows would be taken for others.
+    """
     path, read = index.root / shard.path, 0
-    first_row = _first_rows(shard)
+    first_row, lengths = _first_rows(shard), dict(shard.episodes)
+    end, whole = 0, True  # row behind the last chunk; no chunk was lost since
     chunks = read_chunks(index, shard)
     while True:
         try:
@@ -126,13 +131,19 @@ def _located_chunks(
         where = f"{path}: chunk {key}"
         try:
             meta = decode_meta(members, where)
-            if meta.episode not in first_row or meta.start < 0 or meta.length < 1:
-                raise ExperienceError(f"{where}: its meta.json disagrees with the index")
         except ExperienceError as error:
             _note(damage, where, error)
+            whole = False
             continue
-        begin = first_row[meta.episode] + meta.start
-        yield where, begin, begin + meta.length, members
+        begin = first_row.get(meta.episode, -1) + meta.start
+        fits = meta.start >= 0 and meta.length >= 1 and meta.start + meta.length <= lengths.get(meta.episode, 0)
+        if not fits or begin < end or (whole and begin > end):
+            raise ExperienceError(
+                f"{where} is step {meta.start} of episode {meta.episode}, {index.root / INDEX_NAME} disagrees:"
+                " restore both or record again"
+            )
+        end, whole = begin + meta.length, True
+        yield where, begin, end, members
 
 
 def _note(damage: list[Damage] | None, where: str, error: ExperienceError, chunks: int = 1) -> None:

@@ -149,7 +149,9 @@ class ExperienceSpec:
             action = ActionSpace(**plain["action"])
             factors = tuple(Factor(**factor) for factor in plain.get("factors", ()))
             return cls(dict(plain["observations"]), action, factors)
-        except (KeyError, TypeError, AttributeError) as error:
+        except ExperienceError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ExperienceError(f"the description of the experience is broken at {error}") from error
 
 

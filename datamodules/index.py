@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class Shard:
         steps: steps of all its episodes.
         bytes: size of the file.
         sha256: of the file.
-        episodes: (number of the episode, its steps), in the order in which they lie in the file.
+        episodes: (number of the episode, its steps), ascending, as they lie in the file.
     """
 
     path: str
@@ -43,6 +45,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple((int(number), int(steps)) for number, steps in self.episodes))
+        numbers = [number for number, _ in self.episodes]
+        if any(later <= earlier for earlier, later in pairwise(numbers)):
+            raise ExperienceError(f"{self.path}: its episodes are not in ascending order: record again")
         if not SHARD_NAME.fullmatch(self.path) or not self.path.startswith(f"{self.split}-"):
             raise ExperienceError(f"'{self.path}' is not the name of a {self.split} shard")
         if self.steps != sum(steps for _, steps in self.episodes):
@@ -62,6 +67,7 @@ class Index:
         environment: the environment and its settings.
         policy: who acted.
         seed: of the recording.
+        complete: the recording ended as it should; False while it goes on, and for what an interrupt or a kill left.
     """
 
     root: Path
@@ -72,6 +78,7 @@ class Index:
     environment: dict[str, Any]
     policy: str
     seed: int
+    complete: bool = True
 
     @property
     def data_hash(self) -> str:
@@ -108,6 +115,7 @@ class Index:
             "environment": self.environment,
             "policy": self.policy,
             "seed": self.seed,
+            "complete": self.complete,
             "codec": self.codec,
             "chunk_steps": self.chunk_steps,
             "splits": self.splits,
@@ -161,7 +169,9 @@ def read_index(root: str | Path) -> Index:
     if not root.is_dir():
         raise ExperienceError(f"{root} is a file: root names the folder that holds {INDEX_NAME}")
     if not path.exists():
-        state = "is empty" if not any(root.iterdir()) else f"holds no {INDEX_NAME}"
+        names = [file.name for file in root.iterdir()]
+        require_no_lost_index(root, names)
+        state = f"holds no {INDEX_NAME}" if names else "is empty"
         raise ExperienceError(f"{root} {state}: record into it with `lit-wm record --env ... --out {root}`")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -183,19 +193,28 @@ def read_index(root: str | Path) -> Index:
     return index
 
 
+def require_no_lost_index(root: Path, names: Iterable[str]) -> None:
+    """Refuse a folder without ``index.json`` whose files ``names`` are finished shards: someone may still want them."""
+    if any(SHARD_NAME.fullmatch(name) for name in names):
+        raise ExperienceError(
+            f"{root} holds shards, but their {INDEX_NAME} is missing: restore it, or choose another folder"
+        )
+
+
 def _from_dict(plain: dict[str, Any], root: Path, path: Path) -> Index:
     try:
-        spec = ExperienceSpec.from_dict(plain["spec"])
-        shards = tuple(Shard(**shard) for shard in plain["shards"])
+        spec = ExperienceSpec.from_dict(_typed(plain, "spec", dict))
+        shards = tuple(_shard(shard) for shard in _typed(plain, "shards", list))
         index = Index(
             root,
             spec,
             shards,
-            plain["codec"],
-            int(plain["chunk_steps"]),
-            dict(plain["environment"]),
-            str(plain["policy"]),
-            int(plain["seed"]),
+            _typed(plain, "codec", str),
+            _typed(plain, "chunk_steps", int),
+            _typed(plain, "environment", dict),
+            _typed(plain, "policy", str),
+            _typed(plain, "seed", int),
+            _typed({"complete": True} | plain, "complete", bool),  # versions before this key wrote no word about it
         )
         claims = plain["splits"], plain["data_hash"]
     except ExperienceError as error:
@@ -209,3 +228,22 @@ def _from_dict(plain: dict[str, Any], root: Path, path: Path) -> Index:
     if not shards:
         raise ExperienceError(f"{path} names no shards: record again with `lit-wm record`")
     return index
+
+
+def _shard(plain: Any) -> Shard:
+    if not isinstance(plain, dict):
+        raise ExperienceError(f"'shards' holds {plain!r}, expected an object")
+    kinds = {"path": str, "split": str, "samples": int, "steps": int, "bytes": int, "sha256": str, "episodes": list}
+    shard = {key: _typed(plain, key, kind) for key, kind in kinds.items()}
+    for pair in shard["episodes"]:
+        fits = isinstance(pair, list) and [type(number) for number in pair] == [int, int]
+        if not fits or pair[0] < 0 or pair[1] < 1:
+            raise ExperienceError(f"'episodes' of {shard['path']} holds {pair!r}, expected [number, steps]")
+    return Shard(**shard)
+
+
+def _typed(plain: dict[str, Any], key: str, kind: type) -> Any:
+    """``plain[key]``, if it is of that type exactly: true is no number."""
+    if type(plain[key]) is not kind:
+        raise ExperienceError(f"'{key}' is {plain[key]!r}, expected {kind.__name__}: restore it or record again")
+    return plain[key]

@@ -116,7 +116,7 @@ def deal_shards(weights: Sequence[int], readers: int, rng: np.random.Generator) 
 
 
 class TrainClips(IterableDataset):
-    """Batches of one epoch on one rank; each item is (batch, damage met on the way).
+    """Batches of one epoch on one rank; each item is (batch, damage met on the way), or (None, message) for an error.
 
     Every start of a clip is equally likely among the shards that a reader is dealt, and these change with every epoch.
 
@@ -147,7 +147,13 @@ class TrainClips(IterableDataset):
         self.seed, self.epoch, self.batches, self.skip = seed, epoch, batches, skip
         self.shuffle_buffer = shuffle_buffer
 
-    def __iter__(self) -> Iterator[tuple[Batch | None, list[Damage]]]:
+    def __iter__(self) -> Iterator[tuple[Batch | None, list[Damage] | str]]:
+        try:
+            yield from self._read()
+        except ExperienceError as error:  # as a value: an exception from a worker arrives wrapped in its traceback
+            yield None, str(error)
+
+    def _read(self) -> Iterator[tuple[Batch | None, list[Damage]]]:
         worker, workers = worker_place()
         turn = (self.skip + worker) % workers  # after a resume worker 0 comes first again, but it is another's turn
         slot, slots = self.place.rank * workers + turn, self.place.world_size * workers
@@ -224,7 +230,6 @@ class TrainLoader:
         self._index, self._settings, self._place = index, settings, place
         self._seed, self._shuffle_buffer = seed, shuffle_buffer
         self._batches = epoch_batches or max(1, clips // (settings.batch_size * place.world_size))
-        self._chunks = sum(shard.samples for shard in index.of("train"))
         self._max_corrupt = max_corrupt
         self.corrupt: dict[str, int] = {}  # where -> chunks lost there, as met so far on this rank
         self._logged: set[str] = set()
@@ -251,6 +256,8 @@ class TrainLoader:
             shuffle_buffer=self._shuffle_buffer,
         )
         for batch, damage in read_ahead(clips, self._place.workers):
+            if isinstance(damage, str):
+                raise ExperienceError(damage)
             self._count(damage)
             if batch is None:
                 raise ExperienceError(f"nothing in the training shards of {self._index.root} can be read: record again")
@@ -308,14 +315,26 @@ class TrainLoader:
                 self._logged.add(found.kind)
                 log.warning("skipping corrupt data (said once of its kind): %s", found.message)
             self.corrupt[found.where] = found.chunks
-        lost, allowed = sum(self.corrupt.values()), int(self._max_corrupt * self._chunks)
-        if self._max_corrupt > 0:
-            allowed = max(1, allowed)
-        if lost > allowed:
-            raise ExperienceError(
-                f"{lost} of {self._chunks} training chunks in {self._index.root} are corrupt, max_corrupt"
-                f" allows {allowed}: restore the shards or record again; the last is {damage[-1].message}"
-            )
+        if damage:
+            check_corrupt(self._index, sum(self.corrupt.values()), self._max_corrupt, damage[-1])
+
+
+def check_corrupt(index: Index, lost: int, max_corrupt: float, last: Damage) -> str:
+    """How many of the training chunks are lost, in words.
+
+    Raises:
+        ExperienceError: more than ``max_corrupt`` allows; see :class:`TrainLoader`.
+    """
+    chunks = index.splits["train"]["samples"]
+    allowed = int(max_corrupt * chunks)
+    if max_corrupt > 0:
+        allowed = max(1, allowed)
+    found = f"{lost} of {chunks} training chunks in {index.root} are corrupt"
+    if lost > allowed:
+        raise ExperienceError(
+            f"{found}, max_corrupt allows {allowed}: restore the shards or record again; the last is {last.message}"
+        )
+    return found
 
 
 def read_ahead(batches: IterableDataset, workers: int) -> DataLoader:

@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 
 from datamodules.envs import make, require_next_step
 from datamodules.experience import ExperienceError, ExperienceSpec, Policy
+from datamodules.index import INDEX_NAME, Index, read_index
 from datamodules.policies import make_policy
 
 Rows = dict[str, np.ndarray]
@@ -97,6 +98,33 @@ def record(
         sum(shard.bytes for shard in shards),
         time.perf_counter() - began,
     )
+
+
+def find_recording(
+    env_id: str, out: str | Path, steps: int, policy: str, seed: int, env_args: Mapping[str, Any]
+) -> Index | None:
+    """The index in ``out`` if it is of the recording that these arguments of :func:`record` make, ``complete`` or not.
+
+    Raises:
+        ExperienceError: another recording, or a broken one, lies there.
+    """
+    if not (Path(out) / INDEX_NAME).exists():
+        return None
+    index = read_index(out)
+    total = sum(shard.steps for shard in index.shards)
+    fits = total in (steps - 1, steps) if index.complete else total <= steps  # see collect: one row may be left over
+    for name, there, wanted in (
+        ("environment", index.environment, {"id": env_id, **env_args}),
+        ("policy", index.policy, policy),
+        ("seed", index.seed, seed),
+        ("steps", steps if fits else total, steps),
+    ):
+        if there != wanted:
+            raise ExperienceError(
+                f"{out} holds a recording with {name} {there}, not {wanted}: choose another folder, or replace it with"
+                " --overwrite"
+            )
+    return index
 
 
 def collect(env: VectorEnv, spec: ExperienceSpec, policy: Policy, steps: int, advance: Any = None) -> Iterator[Rows]:

@@ -23,7 +23,16 @@ from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
 from datamodules.codec import ChunkMeta, Rows, check_codec, decode_chunk, decode_meta, encode_chunk
 from datamodules.experience import ExperienceError, ExperienceSpec, check_episode
-from datamodules.index import INDEX_NAME, SHARD_NAME, Index, Shard, read_index, sync_folder, write_index
+from datamodules.index import (
+    INDEX_NAME,
+    SHARD_NAME,
+    Index,
+    Shard,
+    read_index,
+    require_no_lost_index,
+    sync_folder,
+    write_index,
+)
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
 
@@ -50,8 +59,8 @@ class ShardWriter:
     """Writes episodes as shards; a context manager.
 
     Episode ``i`` goes to ``val`` where ``i % holdout == 1``, to ``test`` where it is 2, else to ``train``.
-    Leaving the context on an exception keeps every whole episode written so far; with ``overwrite`` it keeps the
-    old recording instead.
+    Leaving the context on an exception keeps every whole episode written so far, as a recording that is not
+    ``complete``; with ``overwrite`` it keeps the old recording instead.
 
     Args:
         root: folder to write to; made if it is missing.
@@ -92,7 +101,8 @@ class ShardWriter:
             self._folder = _prepare(self.root, overwrite)
         except OSError as error:
             raise ExperienceError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        self._index = Index(self._folder, spec, (), codec, chunk_steps, dict(environment), str(policy), int(seed))
+        made = dict(environment), str(policy), int(seed)
+        self._index = Index(self._folder, spec, (), codec, chunk_steps, *made, complete=False)
         self._open: dict[str, _OpenShard] = {}
         self._episodes = 0
         self._failed = False
@@ -147,7 +157,7 @@ class ShardWriter:
             self._give_up(error)
 
     def close(self) -> Index | None:
-        """Finish all shards; with ``overwrite``, put the new folder into the place of the old one.
+        """Finish all shards and call them complete; with ``overwrite``, put the new folder into the place of the old one.
 
         Returns:
             The index, or None if no episode was written.
@@ -160,6 +170,8 @@ class ShardWriter:
         self._finish_all()
         if not self._index.shards:
             return None
+        if not self._index.complete:
+            self._set_complete()
         if self._folder != self.root:
             _swap(self._folder, self.root)
             self._folder = self.root
@@ -211,6 +223,14 @@ class ShardWriter:
         except OSError as error:
             self._give_up(error)
 
+    def _set_complete(self) -> None:
+        index = replace(self._index, complete=True)
+        try:
+            write_index(index)
+        except OSError as error:
+            self._give_up(error)
+        self._index = index
+
     def _give_up(self, error: OSError) -> NoReturn:
         """Finish what can be finished: cutting off a torn episode, or dropping a whole shard, frees some space."""
         self._failed = True
@@ -253,8 +273,9 @@ def _prepare(root: Path, overwrite: bool) -> Path:
     if foreign:
         raise ExperienceError(f"{root} holds '{foreign[0]}', which is no recording: choose another folder")
     if INDEX_NAME not in found:
+        require_no_lost_index(root, found)
         root.mkdir(parents=True, exist_ok=True)
-        for name in found:  # left by a writer that was killed before its first shard was complete
+        for name in found:  # .part files, left by a writer that was killed before its first shard was complete
             (root / name).unlink()
         return root
     if not overwrite:

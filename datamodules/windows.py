@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from datamodules.clips import collate, read_clips, segments, window_starts
+from datamodules.clips import Damage, collate, read_clips, segments, window_starts
 from datamodules.codec import Rows
 from datamodules.experience import ExperienceError
 from datamodules.index import Index, read_index
-from datamodules.loader import Batch, ClipSettings, Place, no_clip_fits, read_ahead, worker_place
+from datamodules.loader import Batch, ClipSettings, Place, check_corrupt, no_clip_fits, read_ahead, worker_place
+
+log = logging.getLogger(__name__)
 
 Window = tuple[int, int, float]  # number of the shard in its split, first row, weight
 
@@ -87,7 +90,13 @@ class WindowLoader:
 
 
 def fixed_clips(
-    root: str | Path, split: str, length: int, count: int, seed: int = 0, cross_episodes: bool = False
+    root: str | Path,
+    split: str,
+    length: int,
+    count: int,
+    seed: int = 0,
+    cross_episodes: bool = False,
+    max_corrupt: float = 0.01,
 ) -> dict[str, Tensor]:
     """The same clips for everybody: non-overlapping, spread evenly over the episodes of a split and inside them.
 
@@ -98,6 +107,8 @@ def fixed_clips(
         count: the most clips; fewer where the split holds fewer that do not overlap.
         seed: which episodes get one more where ``count`` does not divide, and where clips lie in their slack.
         cross_episodes: clips may run on into the next episode.
+        max_corrupt: of ``train`` only, as in training: so much of it may be broken; clips that need it are left out
+            with a warning. In ``val`` and ``test`` anything broken is an error.
 
     Returns:
         One batch of the data contract, (B,T,...), with ``state`` if it was recorded, ``episode`` and ``start``.
@@ -118,7 +129,17 @@ def fixed_clips(
     for (shard, begin, rows), quota in zip(runs, quotas, strict=True):
         slack = np.sort(draw.integers(0, rows - quota * length + 1, quota))
         starts.setdefault(shard.path, []).extend((begin + slack + length * np.arange(quota)).tolist())
-    clips = [clip for shard in index.of(split) for clip in read_clips(index, shard, starts.get(shard.path, ()), length)]
+    damage: list[Damage] | None = [] if split == "train" else None
+    clips = [
+        clip
+        for shard in index.of(split)
+        for clip in read_clips(index, shard, starts.get(shard.path, ()), length, damage)
+    ]
+    if damage:
+        found = check_corrupt(index, sum(each.chunks for each in damage), max_corrupt, damage[-1])
+        log.warning("%s, clips that need them are left out; the last is %s", found, damage[-1].message)
+    if not clips:
+        raise ExperienceError(f"nothing in the training shards of {index.root} can be read: record again")
     return collate(clips, index.spec)
 
 

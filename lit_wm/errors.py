@@ -1,8 +1,11 @@
 """What a user did that cannot work, said in one line."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from datamodules.experience import ExperienceError
 
-__all__ = ["ExperienceError", "UserError"]
+__all__ = ["ExperienceError", "UserError", "check_bounds"]
 
 
 class UserError(Exception):
@@ -10,3 +13,24 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2 (``--debug`` shows the traceback).
     """
+
+
+def check_bounds(
+    owner: str, settings: Mapping[str, Any], least: Mapping[str, float], positive: Sequence[str] = ()
+) -> None:
+    """Refuse numbers that cannot work.
+
+    Args:
+        owner: whose settings they are, for the message.
+        settings: name -> number; None is left alone.
+        least: name -> the smallest that works.
+        positive: names of those that must be above 0.
+
+    Raises:
+        UserError: names the first that is out of bounds.
+    """
+    for name in (*least, *positive):
+        value, bound = settings[name], least.get(name, 0)
+        if value is not None and (value < bound or (name in positive and value <= 0)):
+            wanted = "above 0" if name in positive else f"at least {bound}"
+            raise UserError(f"{name} of the {owner} is {value}, it must be {wanted}")

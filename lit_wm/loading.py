@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ from typing import Any
 import torch
 import yaml
 
+from lit_wm.checkpoint_file import first_line, read_checkpoint
 from lit_wm.errors import UserError
-from lit_wm.world_model import WorldModel, check_checkpoint
+from lit_wm.world_model import WorldModel
 
 CONFIG, CHECKPOINT = "config.yaml", Path("checkpoints") / "last.ckpt"
 
@@ -56,26 +55,6 @@ def init_args(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint file, without executing anything it holds.
-
-    Raises:
-        UserError: missing, truncated, or not ours.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: train with `lit-wm fit --config ...` first, or name another run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:120]}): truncated or not a checkpoint"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is not a checkpoint")
-    check_checkpoint(checkpoint, where=str(path))
-    return checkpoint
-
-
 def model_class(class_path: str, where: str) -> type[WorldModel]:
     """The class a checkpoint names; refuses anything that is not a WorldModel.
 
@@ -109,14 +88,17 @@ def load_run(path: str | Path) -> LoadedRun:
         try:
             config = yaml.safe_load((folder / CONFIG).read_text()) or {}
         except yaml.YAMLError as error:
-            raise UserError(f"{folder / CONFIG} is not YAML: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{folder / CONFIG} is not YAML: {first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{folder / CONFIG} is not a configuration: restore it, or give the .ckpt file alone")
     cls = model_class(checkpoint["lit_wm"]["class_path"], str(file))
     try:
         model = cls(**init_args(checkpoint["hyper_parameters"]))
         model.load_state_dict(checkpoint["state_dict"])
     except (TypeError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(f"{file} does not fit {cls.__name__}: {reason}; it was written by another version") from error
+        raise UserError(
+            f"{file} does not fit {cls.__name__}: {first_line(error)}; it was written by another version"
+        ) from error
     return LoadedRun(
         name=folder.resolve().name,
         path=folder,

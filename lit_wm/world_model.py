@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,13 @@ from lightning import LightningModule
 from torch import Tensor
 
 from datamodules.experience import ExperienceSpec
+from lit_wm.checkpoint_file import CHECKPOINT_FORMAT, check_checkpoint, check_weights
 from lit_wm.contract import Batch, State
 from lit_wm.distributed import gather_objects, random_state, set_random_state, world_size
 from lit_wm.errors import UserError
 
-CHECKPOINT_FORMAT = 1
-LABELS = {"actions": "action", "rewards": "reward"}  # what a route consumes -> the batch key that holds it
+# what a route consumes -> the batch keys that hold it; the end of rewards is told from the end of a recording
+LABELS = {"actions": ("action",), "rewards": ("reward", "is_terminal")}
 
 
 class WorldModel(LightningModule):
@@ -30,6 +30,7 @@ class WorldModel(LightningModule):
 
     Raises:
         ExperienceError: if the description is broken.
+        UserError: it describes no observation at all.
     """
 
     route: str = ""
@@ -39,6 +40,8 @@ class WorldModel(LightningModule):
     def __init__(self, experience: dict[str, Any]) -> None:
         super().__init__()
         self.spec = ExperienceSpec.from_dict(experience)
+        if not self.spec.observations:
+            raise UserError(f"the data leaves the {self.route} model nothing to observe: shorten the list 'without'")
         self._resumed_random_state: dict[str, Any] | None = None
         self._random_state_before_validation: dict[str, Any] | None = None
 
@@ -117,7 +120,7 @@ class WorldModel(LightningModule):
         Raises:
             UserError: a needed key is missing, or a shape differs from the one the model was built for.
         """
-        needed = [LABELS[label] for label in self.labels if label in LABELS]
+        needed = [key for label in self.labels for key in LABELS.get(label, ())]
         for key in (*self.spec.observations, *needed, "is_first", "is_last"):
             if key not in batch:
                 raise UserError(f"the {self.route} model needs '{key}', which the batch does not hold")
@@ -161,6 +164,7 @@ class WorldModel(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, route=self.route)
+        check_weights(checkpoint["state_dict"], self.state_dict())
         before, now = checkpoint["lit_wm"]["data_hash"], self._data_hash()
         if self._trainer is not None and self.trainer.state.fn == "fit" and None not in (before, now) and before != now:
             raise UserError(
@@ -185,18 +189,3 @@ def without_padding(batch: Batch) -> tuple[Batch, int]:
         return batch, len(batch["is_first"])
     real = batch["weight"] > 0
     return ({key: value[real] for key, value in batch.items()} if real.any() else batch), int(real.sum())
-
-
-def check_checkpoint(checkpoint: Mapping[str, Any], route: str | None = None, where: str = "the checkpoint") -> None:
-    """Refuse a checkpoint that is not ours, is of another format, or of another route.
-
-    Raises:
-        UserError: saying which.
-    """
-    ours = checkpoint.get("lit_wm")
-    if not isinstance(ours, Mapping):
-        raise UserError(f"{where} was not written by lit_wm: it holds no 'lit_wm' entry")
-    if ours["format"] != CHECKPOINT_FORMAT:
-        raise UserError(f"{where} has format {ours['format']}, this version reads {CHECKPOINT_FORMAT}")
-    if route is not None and ours["route"] != route:
-        raise UserError(f"{where} holds a {ours['route']} model, not a {route} model: give the config of its own route")

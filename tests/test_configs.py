@@ -19,17 +19,23 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def build(monkeypatch, tmp_path, make_recording, *words: str):
+@pytest.fixture
+def build(monkeypatch, tmp_path, make_recording):
+    """``build(*words)``: all that ``lit-wm fit WORDS`` builds, without the fit."""
     root = make_recording([40] * 8, spec=SPEC, chunk_steps=32)
     monkeypatch.setattr(sys, "argv", ["lit-wm"])
     monkeypatch.setattr(train.TrainCLI, "_run_subcommand", lambda self, verb: None)
-    monkeypatch.delenv(train.RUN_FOLDER, raising=False)
-    return train.run(["fit", *words, "--data.init_args.root", str(root), "--runs", str(tmp_path / "runs")])
+
+    def run(*words: str):
+        monkeypatch.delenv(train.RUN_FOLDER, raising=False)
+        return train.run(["fit", *words, "--data.init_args.root", str(root), "--runs", str(tmp_path / "runs")])
+
+    return run
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
-def test_experiments_build(path, monkeypatch, tmp_path, make_recording):
-    cli = build(monkeypatch, tmp_path, make_recording, "--config", str(path))
+def test_experiments_build(path, build):
+    cli = build("--config", str(path))
     assert cli.model.route == path.parent.name
     assert cli.trainer.max_steps > 0
 
@@ -44,12 +50,13 @@ def test_experiments_explain_themselves(path):
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)
-def test_overlays_go_over_every_experiment(path, monkeypatch, tmp_path, make_recording):
+def test_overlays_go_over_every_experiment(path, build):
     overlay = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("#")
     words = ["--trainer.accelerator", "cpu"] if overlay["trainer"]["accelerator"] == "gpu" else []
-    for experiment in EXPERIMENTS[:1]:
-        build(monkeypatch, tmp_path, make_recording, "-c", str(experiment), "-c", str(path), *words)
+    for experiment in EXPERIMENTS:
+        cli = build("-c", str(experiment), "-c", str(path), *words)
+        assert cli.model.route == experiment.parent.name
 
 
 def test_there_are_experiments_for_every_route_and_world():

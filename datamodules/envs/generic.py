@@ -30,7 +30,7 @@ class GymnasiumEnv(gymnasium.Wrapper):
     def __init__(self, env_id: str, **kwargs: Any) -> None:
         try:
             env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ExperienceError(f"gymnasium cannot make '{env_id}': {_one_line(error)}") from error
         env, action = _with_actions(env, env_id)
         super().__init__(env)

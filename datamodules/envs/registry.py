@@ -83,7 +83,9 @@ def make_one(env_id: str, **kwargs: Any) -> gymnasium.Env:
             raise ExperienceError(f"{env_id} has no option '{unknown[0]}'; it has {', '.join(known)}")
         _check_types(env_id, maker, kwargs)
         return maker(**kwargs)
-    if ":" not in env_id and env_id not in gymnasium.registry:
+    module, colon, name = env_id.partition(":")
+    well_formed = module and name and ":" not in name if colon else env_id in gymnasium.registry
+    if not well_formed:
         raise ExperienceError(
             f"there is no environment '{env_id}'; known are {', '.join(sorted(ENVIRONMENTS))} and the ids of Gymnasium"
             " (CartPole-v1, my_package:MyEnv-v0 ...)"

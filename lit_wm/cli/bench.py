@@ -1,6 +1,7 @@
 """``lit-wm bench ROUTE``: CPU time of a full training step, its arithmetic, and how near it comes to the machine's ceiling.
 
-Everything is measured in one run: the ceiling (a large matrix product) on the same threads just before the steps.
+The step is the Trainer's own, with the optimizer and what follows it (EMA target, slow critic). Everything is measured in
+one run: the ceiling (a large matrix product) on the same threads just before the steps.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from lit_wm.cli.parser import OneLineArgumentParser
+from lit_wm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_wm.contract import Batch
@@ -40,15 +44,23 @@ def main(argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Options: those of every route, then a route's own."""
-    parser = argparse.ArgumentParser(prog="lit-wm bench", description=__doc__)
+    parser = OneLineArgumentParser(prog="lit-wm bench", description=__doc__)
     routes = parser.add_subparsers(dest="route", required=True)
     for route in BUILDERS:
         sub = routes.add_parser(route, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument("--threads", type=positive, default=1, help="threads of torch")
-        sub.add_argument("--runs", type=positive, default=7, help="measured steps, after two that are not")
+        sub.add_argument("--runs", type=positive, default=7, help="measured steps, after one that is not")
         sub.add_argument("--batch", type=positive, default=16 if route == "dreamer" else 4, help="clips in a batch")
         sub.add_argument("--length", type=positive, default=64 if route == "dreamer" else 16, help="frames in a clip")
-        sub.add_argument("--json", type=Path, help="write the result here")
+        sub.add_argument("--json", type=result_file, help="write the result here")
+        sub.add_argument(
+            "--set",
+            action="append",
+            type=assignment,
+            default=[],
+            metavar="KEY=VALUE",
+            help="a size of the model, named as in its config: dim=192, tokenizer.dim=512; repeatable",
+        )
         if route == "dreamer":
             sub.add_argument("--size", default="size1m", help="preset")
             sub.add_argument(
@@ -66,6 +78,23 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return int(text)
+
+
+def assignment(text: str) -> str:
+    """``KEY=VALUE``."""
+    if not text.partition("=")[0] or "=" not in text:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE, for example dim=192")
+    return text
+
+
+def result_file(text: str) -> Path:
+    """A path that a file can be written to: found out before anything is measured."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file in it")
+    if blocked := next((p for p in path.parents if p.exists() and not p.is_dir()), None):
+        raise argparse.ArgumentTypeError(f"{blocked} is not a folder")
+    return path
 
 
 def experience(vector: bool = False) -> dict[str, Any]:
@@ -92,41 +121,63 @@ def random_batch(size: int, length: int, vector: bool = False) -> Batch:
     return batch
 
 
+def build(module: type[WorldModel], options: argparse.Namespace, **defaults: Any) -> WorldModel:
+    """A route's model with the benchmark's defaults, overridden by ``--set``, which is checked as ``lit-wm fit`` checks.
+
+    Raises:
+        UserError: a key that the model does not have, or a value that it cannot take.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(module, skip={"experience"})
+    parser.set_defaults(defaults)
+    try:
+        given = parser.instantiate_classes(parser.parse_args([f"--{word}" for word in options.set]))
+    except ArgumentError as error:
+        raise UserError(f"bench {options.route}: --set: {error}") from error
+    return module(experience(getattr(options, "observation", "image") == "vector"), **vars(given))
+
+
 def build_dreamer(options: argparse.Namespace) -> tuple[str, WorldModel, Batch]:
     """A full update: world model, actor and critic."""
     from lit_wm.dreamer import DreamerModule
 
-    vector = options.observation == "vector"
-    model = DreamerModule(experience(vector), size=options.size)
-    name = f"dreamer {options.size} {options.observation} {options.batch}x{options.length}"
-    return name, model, random_batch(options.batch, options.length, vector)
+    model = build(DreamerModule, options, size=options.size)
+    batch = random_batch(options.batch, options.length, options.observation == "vector")
+    return named(f"dreamer {model.hparams.size} {options.observation}", options), model, batch
 
 
 def build_genie(options: argparse.Namespace) -> tuple[str, WorldModel, Batch]:
-    """One stage's step at its small size."""
+    """One stage's step, at a small size unless ``--set`` asks for another."""
     from lit_wm.genie import GenieModule
 
     width = {"dim": 128, "heads": 4, "ffn": 512}
     coder = {**width, "encoder_blocks": 4, "decoder_blocks": 4}
-    model = GenieModule(
-        experience(),
+    parts = {"tokenizer": {**coder, "patch": 8}, "lam": {**coder, "patch": 16}, "dynamics": {**width, "blocks": 4}}
+    model = build(
+        GenieModule,
+        options,
         frames=options.length,
-        tokenizer={**coder, "patch": 8},
-        lam={**coder, "patch": 16},
-        dynamics={**width, "blocks": 4},
         order="tokenizer" if options.part == "tokenizer" else "staged",
         tokenizer_steps=0,  # staged from update 0: the latent actions and the dynamics
+        **{f"{part}.{key}": value for part, sizes in parts.items() for key, value in sizes.items()},
     )
-    return f"genie {options.part} {options.batch}x{options.length}", model, random_batch(options.batch, options.length)
+    return named(f"genie {options.part}", options), model, random_batch(options.batch, options.length)
 
 
 def build_jepa(options: argparse.Namespace) -> tuple[str, WorldModel, Batch]:
-    """A step of encoder, predictor and target."""
+    """A step of encoder, predictor and target, at the model's default size unless ``--set`` asks for another."""
     from lit_wm.jepa import JEPAModule
 
-    model = JEPAModule(experience(), actions=not options.action_free)
-    kind = "action-free" if options.action_free else "with actions"
-    return f"jepa {kind} {options.batch}x{options.length}", model, random_batch(options.batch, options.length)
+    model = build(JEPAModule, options, actions=not options.action_free)
+    kind = "with actions" if model.hparams.actions else "action-free"
+    return named(f"jepa {kind}", options), model, random_batch(options.batch, options.length)
+
+
+def named(kind: str, options: argparse.Namespace) -> str:
+    """The title of a result: everything that changes what was measured."""
+    return " ".join([kind, f"{options.batch}x{options.length}", *options.set])
 
 
 BUILDERS: dict[str, Callable[[argparse.Namespace], tuple[str, Any, Any]]] = {
@@ -136,31 +187,25 @@ BUILDERS: dict[str, Callable[[argparse.Namespace], tuple[str, Any, Any]]] = {
 }
 
 
-def training_step(model: WorldModel, batch: Batch, optimizer: Any) -> None:
-    """Loss, gradient, optimizer step, and what follows it."""
-    losses = model.losses(batch)
-    optimizer.zero_grad()
-    sum(value for name, value in losses.items() if not name.startswith("_")).backward()
-    optimizer.step()
+def step_flops(model: WorldModel, batch: Batch) -> int:
+    """Floating-point operations of one training step by the Trainer: matrix products, convolutions, attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lit_wm.evaluation.cost import train_step_runs
+
+    with FlopCounterMode(display=False) as counter:
+        train_step_runs(model, batch, 0, repeats=0)  # the uncounted step alone
+    return counter.get_total_flops()
 
 
 def measure(name: str, model: WorldModel, batch: Batch, options: argparse.Namespace) -> dict[str, Any]:
     """Median CPU time of a step, its FLOPs, and its share of the matrix-product ceiling."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from lit_wm.evaluation.cost import train_step_runs
 
-    configured = model.configure_optimizers()
-    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured[0][0]
-    with FlopCounterMode(display=False) as counter:
-        training_step(model, batch, optimizer)
-    training_step(model, batch, optimizer)
+    flops = step_flops(model, batch)
     ceiling = matmul_ceiling()
-    runs = []
-    for _ in range(options.runs):
-        start = time.process_time()
-        training_step(model, batch, optimizer)
-        runs.append(1e3 * (time.process_time() - start))
+    runs = train_step_runs(model, batch, 0, options.runs)
     median = statistics.median(runs)
-    flops = counter.get_total_flops()
     return {
         "name": name,
         "threads": options.threads,

@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,20 +23,13 @@ if TYPE_CHECKING:
 Clips = dict[str, dict[str, "Tensor"]]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line, by way of the dispatcher."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"compare: {message}; lit-wm compare --help shows the options")
-
-
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Raises:
         UserError: a number that cannot work.
     """
-    parser = _Parser(prog="lit-wm compare", description=__doc__)
+    parser = OneLineArgumentParser(prog="lit-wm compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or .ckpt files, of any route")
     parser.add_argument(
         "--out", type=Path, default=Path("scorecard"), help="folder for the scorecard (default: scorecard)"
@@ -47,6 +41,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the clips, the floors and the bootstrap (0)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")
     options = parser.parse_args(argv)
+    if options.seed >= 2**63:
+        raise UserError(f"--seed is {options.seed}, it must be below 2**63")
     for name, least in (("clips", 32), ("seed", 0), ("threads", 1)):
         value = getattr(options, name)
         if value is not None and value < least:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
+
+from lit_wm.cli.parser import OneLineArgumentParser
 
 PACKAGES = (
     "lightning",
@@ -23,7 +24,7 @@ PACKAGES = (
 
 def main(argv: list[str]) -> None:
     """Print versions, devices and threads."""
-    argparse.ArgumentParser(prog="lit-wm doctor", description=__doc__).parse_args(argv)
+    OneLineArgumentParser(prog="lit-wm doctor", description=__doc__).parse_args(argv)
     import torch
 
     import lit_wm

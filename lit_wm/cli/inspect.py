@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: the path is none of these.
     """
-    parser = argparse.ArgumentParser(prog="lit-wm inspect", description=__doc__)
+    parser = OneLineArgumentParser(prog="lit-wm inspect", description=__doc__)
     parser.add_argument("path", type=Path, help="a folder of shards, a run folder, or a .ckpt file")
     parser.add_argument("--verify", action="store_true", help="decode every shard and check it against the index")
     options = parser.parse_args(argv)
@@ -57,6 +57,7 @@ def show_shards(root: Path, deep: bool) -> None:
         rows[split] = ", ".join(f"{value} {name}" for name, value in counts.items())
     size = sum(shard.bytes for shard in index.shards)
     rows["shards"] = f"{len(index.shards)} files, {size / 1e6:.1f} MB, codec {index.codec}"
+    rows["complete"] = "yes" if index.complete else "no: the recording was interrupted"
     rows["data hash"] = index.data_hash
     if deep:
         verify(root)

@@ -68,9 +68,11 @@ def main(argv: list[str] | None = None) -> None:
             raise
         fail(str(error))
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS)
+        if debug or not (full or error.filename):  # without a file's name it is no mistake about files
             raise
-        fail(f"{error.filename or 'writing'}: {error.strerror}; free some space or choose another folder")
+        advice = "free some space or choose another folder" if full else "choose another path"
+        fail(f"{error.filename or 'writing'}: {error.strerror}; {advice}")
     except KeyboardInterrupt:
         if debug:
             raise

@@ -6,21 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line, by way of the dispatcher."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"record: {message}; lit-wm record --help shows the options")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    p = _Parser(
+    p = OneLineArgumentParser(
         prog="lit-wm record",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -38,7 +32,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--codec", choices=("webp", "npz"), default="webp", help="lossless either way")
     p.add_argument("--holdout", type=int, default=10, help="of N episodes one goes to val, one to test; 0 for none")
-    p.add_argument("--overwrite", action="store_true", help="replace a recording that is already in the folder")
+    there = p.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace a recording that is already in the folder")
+    there.add_argument(
+        "--if-missing",
+        action="store_true",
+        help="do nothing if the folder holds a recording of the same env, env-args, policy, steps and seed; "
+        "make one anew that was interrupted",
+    )
     return p
 
 
@@ -73,8 +74,15 @@ def main(argv: list[str]) -> None:
     given = parser().parse_args(argv)
     size = [] if given.size is None else [f"size={given.size}"]
     env_args = environment_options(size + given.env_arg)
-    from datamodules.record import record  # after the options were understood: --help answers at once
+    from datamodules.record import find_recording, record  # after the options were understood: --help answers at once
 
+    overwrite = given.overwrite
+    if given.if_missing:
+        there = find_recording(given.env, given.out, given.steps, given.policy, given.seed, env_args)
+        if there and there.complete:
+            print(f"{given.out} already holds this recording of {given.env}: nothing to do")
+            return
+        overwrite = there is not None
     occupied = (given.out / "index.json").exists()
     try:
         done = record(
@@ -87,15 +95,14 @@ def main(argv: list[str]) -> None:
             env_args=env_args,
             codec=given.codec,
             holdout=given.holdout,
-            overwrite=given.overwrite,
+            overwrite=overwrite,
         )
     except KeyboardInterrupt:
         if occupied:
             kept = "the old recording is untouched"
         else:
-            kept = (
-                "the finished episodes are kept" if (given.out / "index.json").exists() else "no episode was finished"
-            )
+            some = (given.out / "index.json").exists()
+            kept = "the finished episodes are kept as an incomplete recording" if some else "no episode was finished"
         print(f"lit-wm record: stopped; {kept} in {given.out}", file=sys.stderr)
         raise
     print(

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.episodes import EpisodeDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.progress import UpdateProgressBar
+from lit_wm.checkpoint_file import AtomicCheckpointIO, read_checkpoint
 from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
@@ -61,6 +67,15 @@ def users_mistake(error: BaseException) -> UserError | ExperienceError | None:
     return None
 
 
+@contextmanager
+def said_in_one_line(what: str) -> Iterator[None]:
+    """Lightning refuses settings that cannot work with errors of three kinds; all are the user's to mend."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"{what}: {one_line(str(error))}") from error
+
+
 class SaveFitConfig(SaveConfigCallback):
     """``config.yaml`` beside the run, written by fit alone."""
 
@@ -82,6 +97,30 @@ class TrainCLI(LightningCLI):
         """What the configuration says is what runs. Lightning 2.6 would replace it, class and all, by what the
         checkpoint was built with: a changed learning rate would be ignored, and a checkpoint of another route accepted."""
 
+    def before_instantiate_classes(self) -> None:
+        """Check the checkpoint before anything is built.
+
+        Raises:
+            UserError: no checkpoint where one is needed, or one that cannot be read or is not ours.
+        """
+        path = self._get(self.config, "ckpt_path")
+        if path is None and self.subcommand == "fit":
+            return
+        last = self.run_folder() / CHECKPOINT
+        if path is None:
+            raise UserError(
+                f"{self.subcommand} needs a trained model: give --ckpt_path last (that is {last}) or a .ckpt file"
+            )
+        if path == "last" and self.subcommand == "fit" and not last.exists():
+            return  # a run that was stopped before its first checkpoint begins anew
+        if path in ("best", "hpc", "registry"):
+            raise UserError(f"--ckpt_path {path}: a run keeps one checkpoint, give --ckpt_path last or a .ckpt file")
+        read_checkpoint(last if path == "last" else Path(path))
+
+    def _set_seed(self) -> None:
+        with said_in_one_line("seed_everything"):
+            super()._set_seed()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer") or {}
         if config.get("logger") is None and not config.get("fast_dev_run"):
@@ -91,7 +130,12 @@ class TrainCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             kwargs["callbacks"] = [*callbacks, UpdateProgressBar()]
-        return super().instantiate_trainer(**kwargs)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        with said_in_one_line("trainer"):
+            return super().instantiate_trainer(**kwargs)
 
     def run_folder(self) -> Path:
         """``runs/NAME``; a fit from scratch never writes into a run that is already there: it takes ``NAME-2``, ``-3`` ..."""
@@ -120,9 +164,11 @@ def config_file(path: str) -> str:
 
     if Path(path).is_file():
         try:
-            yaml.safe_load(Path(path).read_text())
+            content = yaml.safe_load(Path(path).read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no configuration: a mapping with model, data and trainer is expected")
         return path
     installed = Path(lit_wm.configs.__file__).parent
     inside = installed / Path(path).relative_to("configs") if Path(path).parts[:1] == ("configs",) else installed / path
@@ -147,28 +193,13 @@ def find_configs(argv: list[str]) -> list[str]:
     return found
 
 
-def check_ckpt_path(argv: list[str]) -> None:
-    """A named checkpoint must be readable and ours, before anything is built.
-
-    Raises:
-        UserError: it is not.
-    """
-    from lit_wm.loading import read_checkpoint
-
-    for i, word in enumerate(argv):
-        option, _, path = word.partition("=")
-        if option == "--ckpt_path":
-            path = path or (argv[i + 1] if i + 1 < len(argv) else "")
-            if path not in ("", "last", "best", "null"):
-                read_checkpoint(Path(path))
-
-
 def main(argv: list[str]) -> None:
     """Run a Lightning verb: ``argv[0]`` is its name."""
     argv = find_configs(argv)
-    check_ckpt_path(argv)
     try:
         run(argv)
+    except (MisconfigurationException, OmegaConfBaseException) as error:
+        raise UserError(one_line(str(error))) from error
     except ValueError as error:
         mistake = users_mistake(error)
         if mistake is None:

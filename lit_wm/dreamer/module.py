@@ -26,7 +26,7 @@ from lit_wm.dreamer.encoder import Encoder
 from lit_wm.dreamer.heads import Actor, ContinueHead, TwohotHead
 from lit_wm.dreamer.rssm import RSSM, Posterior, feature
 from lit_wm.dreamer.sizes import named_size
-from lit_wm.errors import UserError
+from lit_wm.errors import UserError, check_bounds
 from lit_wm.optim.laprop import LaProp
 from lit_wm.world_model import WorldModel
 
@@ -83,6 +83,8 @@ class DreamerModule(WorldModel):
     ) -> None:
         super().__init__(experience)
         self.save_hyperparameters()
+        least = {"imagination_length": 1, "horizon": 2, "imagination_last": 0, "warmup_steps": 0, "free_nats": 0}
+        check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
         self.scales = {**LOSS_SCALES, **(loss_scales or {})}

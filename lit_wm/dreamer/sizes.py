@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lit_wm.errors import UserError
+from lit_wm.errors import UserError, check_bounds
 
 BLOCKS = 8  # block-diagonal groups of the recurrent core, in every preset
 
@@ -60,6 +60,7 @@ def named_size(name: str, overrides: dict[str, int] | None = None) -> Size:
         raise UserError(
             f"size_overrides: {error}; the widths are deter, hidden, classes, depth, units, stoch"
         ) from error
+    check_bounds("dreamer model", vars(size), dict.fromkeys(vars(size), 1))
     if size.deter % BLOCKS:
         raise UserError(f"deter = {size.deter} is not divisible by the {BLOCKS} blocks of the recurrent core")
     if size.depth % 2:

@@ -48,16 +48,27 @@ class _CpuClock(Callback):
 
 
 def train_step_ms(model: WorldModelContract, batch: Batch | None, at_step: int, repeats: int) -> Number:
-    """Median CPU milliseconds (all threads together) of a training step by the real Trainer, on a copy of the model.
+    """Median of :func:`train_step_runs`; n/a with the reason where there is nothing to measure, or it cannot train."""
+    if not isinstance(model, LightningModule) or batch is None:
+        return not_applicable("no training step to measure" if batch is None else "not a LightningModule")
+    try:
+        return Number(statistics.median(train_step_runs(model, batch, at_step, repeats)), repeats)
+    except UserError as error:
+        return not_applicable(str(error))
+
+
+def train_step_runs(model: LightningModule, batch: Batch, at_step: int, repeats: int) -> list[float]:
+    """CPU milliseconds (all threads together) of every measured training step by the real Trainer, on a copy of the model.
 
     Args:
-        model: a LightningModule; anything else is n/a.
+        model: what is trained, with all that its hooks do after the optimizer's step.
         batch: a training batch of the run's own shape.
         at_step: the update it pretends to be at: a route that trains its parts in turn costs differently in each phase.
         repeats: measured steps, after one that is not counted.
+
+    Raises:
+        UserError: the model refuses to train so.
     """
-    if not isinstance(model, LightningModule) or batch is None:
-        return not_applicable("no training step to measure" if batch is None else "not a LightningModule")
     clock = _CpuClock()
     with _quiet():
         trainer = Trainer(
@@ -71,11 +82,8 @@ def train_step_ms(model: WorldModelContract, batch: Batch | None, at_step: int, 
             enable_model_summary=False,
         )
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = at_step
-        try:
-            trainer.fit(copy.deepcopy(model).cpu().train(), _Repeat(batch, repeats + 1))
-        except UserError as error:
-            return not_applicable(str(error))
-    return Number(statistics.median(clock.milliseconds[1:]), repeats)
+        trainer.fit(copy.deepcopy(model).cpu().train(), _Repeat(batch, repeats + 1))
+    return clock.milliseconds[1:]
 
 
 class _Repeat:

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_wm.checkpoint_file import read_checkpoint
 from lit_wm.contract import Batch, State, map_state, repeat_samples
 from lit_wm.distributed import global_sum, world_size
-from lit_wm.errors import UserError
+from lit_wm.errors import UserError, check_bounds
 from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
 from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
-from lit_wm.world_model import WorldModel, check_checkpoint
+from lit_wm.world_model import WorldModel
 
 PARTS = ("tokenizer", "lam", "dynamics")
 ORDERS = ("staged", "joint", "tokenizer", "world")
@@ -60,6 +61,18 @@ class OptimizerSettings:
         return warmup_linear_factor(step, self.warmup_steps, total, self.final_factor, falling)
 
 
+LEAST_DYNAMICS = {"dim": 4, "heads": 1, "ffn": 1, "blocks": 1, "sampling_steps": 1, "temperature": 0}
+LEAST = {
+    "patch": 1,
+    "dim": 4,
+    "heads": 1,
+    "ffn": 1,
+    "encoder_blocks": 0,
+    "decoder_blocks": 0,
+    "codes": 2,
+    "latent_dim": 1,
+}
+LEAST |= {"continuous_warmup": 0, "beta": 0}
 TOKENIZER, LATENT_ACTION, DYNAMICS = TokenizerSettings(), LatentActionSettings(), DynamicsSettings()
 TOKENIZER_OPTIMIZER = OptimizerSettings(lr=3e-4, warmup_steps=10_000, decay="constant")
 WORLD_OPTIMIZER = OptimizerSettings()
@@ -149,6 +162,11 @@ class GenieModule(WorldModel):
         t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
         a = settings_from(LatentActionSettings, lam, "lam")
         d = settings_from(DynamicsSettings, dynamics, "dynamics")
+        for part, settings, least in (("tokenizer", t, LEAST), ("lam", a, LEAST), ("dynamics", d, LEAST_DYNAMICS)):
+            check_bounds(f"genie model's {part}", vars(settings), least)
+        for part, settings in self.optimizers_of.items():
+            check_bounds(f"genie model's {part}_optimizer", vars(settings), {"warmup_steps": 0}, positive=("lr",))
+        check_bounds("genie model", {"frames": frames}, {"frames": 2})
         if order == "staged" and t.continuous_warmup >= max(tokenizer_steps, 1):
             raise UserError(
                 f"tokenizer.continuous_warmup {t.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
@@ -268,10 +286,7 @@ class GenieModule(WorldModel):
         Raises:
             UserError: no such file, another route's checkpoint, or another size of tokenizer.
         """
-        if not Path(path).is_file():
-            raise UserError(f"tokenizer_checkpoint {path} does not exist")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check_checkpoint(checkpoint, route=self.route, where=path)
+        checkpoint = read_checkpoint(Path(path), self.route)
         begins = "tokenizer."
         weights = {k.removeprefix(begins): v for k, v in checkpoint["state_dict"].items() if k.startswith(begins)}
         try:

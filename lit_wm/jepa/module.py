@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datamodules.experience import action_vectors
 from lit_wm.contract import Batch, State
 from lit_wm.distributed import ema_update
-from lit_wm.errors import UserError
+from lit_wm.errors import UserError, check_bounds
 from lit_wm.jepa.objective import collapse_numbers, in_windows, masked_power_loss, variance_hinge
 from lit_wm.jepa.predictor import FrameCausalPredictor, frame_mask, normalise, roll_out
 from lit_wm.jepa.target import frozen_copy, momentum
@@ -18,6 +18,11 @@ from lit_wm.jepa.vit import Past, VisionTransformer
 from lit_wm.nn.moments import spatial_moments
 from lit_wm.optim.schedules import warmup_cosine
 from lit_wm.world_model import WorldModel
+
+SIZES = ("patch", "dim", "heads", "predictor_dim", "predictor_heads", "history", "rollout_steps")
+LEAST = dict.fromkeys(SIZES, 1) | dict.fromkeys(
+    ("depth", "predictor_depth", "warmup_steps", "final_lr", "weight_decay", "variance_weight", "momentum_start"), 0
+)
 
 
 class JEPAModule(WorldModel):
@@ -84,6 +89,7 @@ class JEPAModule(WorldModel):
     ) -> None:
         super().__init__(experience)
         self.save_hyperparameters()
+        check_bounds("jepa model", self.hparams, LEAST, positive=("lr",))
         if "frames" not in self.spec.pictures:
             raise UserError("the jepa model needs pictures under 'frames', which this data does not hold")
         if not 1 <= rollout_steps <= history:

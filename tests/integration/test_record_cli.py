@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 
+import datamodules.record
 from datamodules.experience import ExperienceError
+from datamodules.index import read_index
 from lit_wm.cli import record
 from lit_wm.errors import UserError
 
@@ -57,6 +60,8 @@ def test_record_says_what_it_did_and_what_to_do_next(tmp_path, capsys):
         (["--env", "sprites", "--out", "x", "--num-envs", "0"], "num_envs 0"),
         (["--env", "sprites", "--out", "x", "--holdout", "2"], "holdout is 2"),
         (["--env", "nothing", "--out", "x"], "no environment 'nothing'"),
+        (["--env", "a:b:c", "--out", "x"], "no environment 'a:b:c'"),
+        (["--env", "sprites", "--out", "x", "--if-missing", "--overwrite"], "not allowed with"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, words, said):
@@ -65,6 +70,70 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
         record.main(words)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+WANTED = ["--env", "sprites", "--steps", "300", "--num-envs", "2", "--size", "32", "--env-arg", "length=20"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Recording stops after three episodes, as on Ctrl-C."""
+    whole = datamodules.record.collect
+
+    def collect(*args):
+        yield from islice(whole(*args), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datamodules.record, "collect", collect)
+        yield patch
+
+
+def test_if_missing_records_once_and_says_so(tmp_path, capsys):
+    words = [*WANTED, "--out", str(tmp_path / "data"), "--if-missing"]
+    record.main(words)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    capsys.readouterr()
+    record.main(words)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"{tmp_path / 'data'} already holds" in said
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
+
+
+OTHERS = [
+    ["--steps", "200"],
+    ["--steps", "400"],
+    ["--seed", "1"],
+    ["--policy", "random"],
+    ["--env", "CartPole-v1"],
+    ["--env-arg", "noise=0.5"],
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_if_missing_refuses_a_recording_made_with_other_settings(tmp_path, other):
+    out = ["--out", str(tmp_path / "data")]
+    record.main([*WANTED, *out])
+    before = (tmp_path / "data" / "index.json").read_bytes()
+    with pytest.raises(ExperienceError, match=f"{other[-1].partition('=')[0]}.*choose another folder") as error:
+        record.main([*WANTED, *out, *other, "--if-missing"])
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "data" / "index.json").read_bytes() == before
+
+
+def test_if_missing_replaces_what_an_interrupt_left_of_the_same_recording_only(tmp_path, capsys, interrupted):
+    out = ["--out", str(tmp_path / "data")]
+    with pytest.raises(KeyboardInterrupt):
+        record.main([*WANTED, *out])
+    assert "incomplete" in capsys.readouterr().err
+    interrupted.undo()
+    for other in (["--seed", "1"], ["--steps", "50"]):  # 50 steps are fewer than are there
+        with pytest.raises(ExperienceError, match="choose another folder"):
+            record.main([*WANTED, *out, *other, "--if-missing"])
+    assert not read_index(tmp_path / "data").complete
+    record.main([*WANTED, *out, "--if-missing"])
+    index = read_index(tmp_path / "data")
+    assert index.complete and sum(shard.steps for shard in index.shards) == 300
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """fit, validate, test and predict through LightningCLI: interpolation, run folders, resuming, and mistakes."""
 
+import errno
+import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import yaml
 
 import lit_wm
 from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.checkpoint_file import AtomicCheckpointIO
 from lit_wm.cli import main as cli
 from lit_wm.cli import train
 from lit_wm.errors import UserError
@@ -105,11 +109,35 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
         (["-c", "broken.yaml"], "broken.yaml"),
         (["--ckpt_path", "missing.ckpt"], "missing.ckpt"),
         (["--ckpt_path", "broken.ckpt"], "broken.ckpt"),
+        (["--ckpt_path", "empty.ckpt"], "empty.ckpt"),
+        (["--ckpt_path", "text.ckpt"], "text.ckpt"),
+        (["-c", "ckpt.yaml"], "text.ckpt"),
+        (["--ckpt_path", "best"], "--ckpt_path last"),
+        (["--name", "stopped", "--ckpt_path", "last"], "stopped/checkpoints/last.ckpt"),
+        (["-c", "list.yaml"], "list.yaml holds no configuration"),
+        (["-c", "nowhere.yaml"], "nope.x"),
+        (["--seed_everything", "-7"], "seed_everything"),
+        (["--trainer.accelerator", "foo"], "foo"),
+        (["--trainer.devices", "0"], "devices"),
+        (["--trainer.max_steps", "-5"], "max_steps"),
+        (["--checkpoint.every_n_train_steps", "-1"], "every_n_train_steps"),
+        (["--model.init_args.lr", "-1"], "lr of the dreamer model is -1.0, it must be above 0"),
+        (["--model.init_args.horizon", "0"], "horizon"),
+        (["--model.init_args.size_overrides", "{deter: 0}"], "deter"),
+        (["--data.init_args.without", "[is_terminal]"], "is_terminal"),
+        (["--data.init_args.without", "[frames]"], "without"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
     (home / "broken.yaml").write_text("model: [unclosed\n")
     (home / "broken.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    (home / "empty.ckpt").touch()
+    (home / "text.ckpt").write_text("just text")
+    (home / "ckpt.yaml").write_text("ckpt_path: text.ckpt\n")
+    (home / "list.yaml").write_text("- a\n- b\n")
+    (home / "nowhere.yaml").write_text("model: {init_args: {lr: '${nope.x}'}}\n")
+    (home / "runs/stopped/checkpoints").mkdir(parents=True)
+    (home / "runs/stopped/checkpoints/last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
     with pytest.raises(SystemExit) as stop:
         cli.main(["fit", "-c", "tiny.yaml", *words])
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-wm: error:")]
@@ -132,6 +160,43 @@ def test_a_checkpoint_of_another_route_or_of_other_data_is_refused(home, capsys,
         with pytest.raises(SystemExit) as stop:
             cli.main(["fit", *words, "--ckpt_path", checkpoint, "--trainer.max_steps", "6"])
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_verb_that_needs_a_trained_model_says_so(home, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["test", "-c", "tiny.yaml"])
+    assert stop.value.code == 2 and "runs/tiny/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_sizes_or_frames_is_refused(home, capsys, make_recording):
+    cli.main(["fit", "-c", "tiny.yaml"])
+    make_recording([21] * 8, spec=replace(SPEC, observations={"frames": (48, 48, 3)}), name="small")
+    for verb, words in (
+        ("fit", ["--model.init_args.size_overrides.units", "16"]),
+        ("validate", ["--data.init_args.root", "small"]),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([verb, "-c", "tiny.yaml", "--ckpt_path", "last", *words])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and "in the checkpoint" in said and "here: the checkpoint is of a model" in said
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(home, monkeypatch):
+    io, path = AtomicCheckpointIO(), home / "last.ckpt"
+    io.save_checkpoint({"a": torch.zeros(3)}, path)
+    before, inode = path.read_bytes(), path.stat().st_ino
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be written .*No space left.*untouched"):
+        io.save_checkpoint({"a": torch.ones(3)}, path)
+    assert path.read_bytes() == before and not list(home.glob(".*.part"))
+    monkeypatch.undo()
+    io.save_checkpoint({"a": torch.ones(3)}, path)
+    assert path.stat().st_ino != inode, "replaced, not written over"
 
 
 def test_frames_of_another_size_are_refused(home, make_recording):

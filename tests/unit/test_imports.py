@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROUTES = ("dreamer", "genie", "jepa")
-SHARED = {"contract", "world_model", "distributed", "errors", "nn", "optim"}
+SHARED = {"checkpoint_file", "contract", "world_model", "distributed", "errors", "nn", "optim"}
 ALLOWED = {
+    "checkpoint_file": {"errors"},
     "contract": set(),
     "errors": set(),
     "distributed": set(),

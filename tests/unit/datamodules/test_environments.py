@@ -135,6 +135,7 @@ def test_other_autoreset_modes_are_refused():
     [
         ("sprite", {}, "no environment 'sprite'; known are pong, sprites"),
         ("nowhere:Env-v0", {}, "cannot make 'nowhere:Env-v0'"),
+        *[(env_id, {}, f"no environment '{env_id}'; known are") for env_id in (":", "a:b:c", ":b", "a:", "::", "")],
         ("sprites", {"room": True}, "no option 'room'; it has size, rooms"),
         ("sprites", {"rooms": "yes"}, "rooms is 'yes', expected bool"),
         ("sprites", {"noise": "loud"}, "noise is 'loud', expected float"),

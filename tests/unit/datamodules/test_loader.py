@@ -264,6 +264,22 @@ def test_a_shard_that_is_cut_or_gone_while_training_counts_with_all_its_chunks(m
         epoch(strict)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "episodes",
+    [[(1, 14), (0, 14)], [(0, 28), (2, 28)], [(0, 21), (1, 35)], [(0, 35), (1, 21)]],
+    ids=["order", "number", "shorter", "longer"],
+)
+def test_an_index_that_tells_of_other_episodes_is_no_damage_but_an_error(make_recording, workers, episodes):
+    root = make_recording([28] * 2, holdout=0)
+    batches = loader(root, max_corrupt=1, epoch_batches=20, place=Place(workers=workers))
+    (shard,) = batches._index.shards
+    object.__setattr__(shard, "episodes", tuple(episodes))
+    with pytest.raises(ExperienceError, match=r"train-000000\.tar: chunk 00000\d-.*index\.json disagrees") as error:
+        epoch(batches)
+    assert "\n" not in str(error.value)
+
+
 def test_if_nothing_can_be_read_it_ends(make_recording):
     root = make_recording([28] * 2, TINY, holdout=0)
     batches = loader(root, max_corrupt=1)

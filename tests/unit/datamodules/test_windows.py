@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from itertools import pairwise
 
@@ -114,3 +115,38 @@ def test_fixed_clips_give_what_there_is(recorded):
     with pytest.raises(ExperienceError, match="clip_length=40"):
         fixed_clips(recorded, "test", 40, 5)
     assert len(fixed_clips(recorded, "test", 40, 5, cross_episodes=True)["start"]) == 1
+
+
+def spoil(path, count):
+    """Break the pictures of the first ``count`` chunks of a shard."""
+    path.write_bytes(path.read_bytes().replace(b"WEBPVP8L", b"WEBPXXXX", count))
+
+
+def test_fixed_clips_of_the_train_split_skip_what_training_skips(make_recording, caplog):
+    root = make_recording([28] * 6, holdout=0)
+    whole = places(fixed_clips(root, "train", 7, 24))
+    spoil(root / "train-000000.tar", 1)  # rows 0 to 6 of episode 0
+    with caplog.at_level(logging.WARNING):
+        clips = fixed_clips(root, "train", 7, 24)
+    assert places(clips) == [(episode, start) for episode, start in whole if (episode, start // 7) != (0, 0)]
+    (message,) = caplog.messages
+    assert "1 of 24 training chunks" in message and "train-000000.tar: chunk 000000-000000" in message
+    spoil(root / "train-000000.tar", 2)
+    with pytest.raises(ExperienceError, match=r"3 of 24 training chunks .* max_corrupt allows 1: .*frames\.webp"):
+        fixed_clips(root, "train", 7, 24)
+    assert places(fixed_clips(root, "train", 7, 24, max_corrupt=0.2))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_fixed_clips_of_held_out_splits_are_strict(make_recording, split):
+    root = make_recording([28] * 3)
+    spoil(root / f"{split}-000000.tar", 1)
+    with pytest.raises(ExperienceError, match=rf"{split}-000000\.tar: chunk .* member frames\.webp"):
+        fixed_clips(root, split, 7, 24)
+
+
+def test_fixed_clips_of_which_none_is_whole_are_an_error(make_recording):
+    root = make_recording([7], holdout=0)
+    spoil(root / "train-000000.tar", 1)
+    with pytest.raises(ExperienceError, match="nothing in the training shards"):
+        fixed_clips(root, "train", 7, 24)

@@ -8,10 +8,11 @@ import tiny_routes
 import torch
 
 from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.checkpoint_file import check_checkpoint
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.distributed import ema_update, random_state, set_random_state
 from lit_wm.errors import UserError
-from lit_wm.world_model import check_checkpoint, without_padding
+from lit_wm.world_model import without_padding
 
 SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
 ROUTES = ("dreamer", "genie", "jepa")

@@ -278,7 +278,7 @@ def test_world_takes_over_a_tokenizer(tmp_path):
     assert all(torch.equal(v, m.tokenizer.state_dict()[k]) for k, v in donor.tokenizer.state_dict().items())
     with pytest.raises(UserError, match="needs 'tokenizer_checkpoint'"):
         fit(model(order="world"), 1)
-    with pytest.raises(UserError, match=r"gone\.ckpt does not exist"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*gone\.ckpt"):
         fit(model(order="world", tokenizer_checkpoint=str(tmp_path / "gone.ckpt")), 1)
     with pytest.raises(UserError, match="tokenizer of another size"):
         model(tokenizer={**CODER, "codes": 32, "latent_dim": 8}).load_tokenizer(path)

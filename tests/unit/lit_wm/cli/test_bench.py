@@ -1,0 +1,92 @@
+"""lit-wm bench: every route's full training step is measured, at the sizes asked for."""
+
+import json
+
+import pytest
+import torch
+
+from lit_wm.cli import bench
+from lit_wm.cli import main as cli
+from lit_wm.evaluation.cost import train_step_runs
+
+TINY_CODER = ["dim=16", "heads=2", "ffn=16", "encoder_blocks=1", "decoder_blocks=1", "patch=16"]
+TINY = {
+    "dreamer": ["size_overrides={deter: 32, hidden: 8, classes: 4, depth: 2, units: 8, stoch: 4}"],
+    "genie": [
+        *(f"{part}.{word}" for part in ("tokenizer", "lam") for word in TINY_CODER),
+        *(f"dynamics.{word}" for word in ("dim=16", "heads=2", "ffn=16", "blocks=1")),
+    ],
+    "jepa": ["patch=16", "dim=16", "depth=1", "heads=2", "predictor_dim=16", "predictor_depth=1", "predictor_heads=2"],
+}
+
+
+def words(route: str, *more: str) -> list[str]:
+    return ["bench", route, "--batch", "1", "--length", "4", *more, *(w for s in TINY[route] for w in ("--set", s))]
+
+
+@pytest.mark.parametrize(
+    ("route", "more"), [("dreamer", []), ("genie", []), ("genie", ["--part", "world"]), ("jepa", ["--action-free"])]
+)
+def test_every_route_is_measured(route, more, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        cli.main(words(route, "--runs", "3", "--threads", "1", "--json", str(tmp_path / "new" / "b.json"), *more))
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "new" / "b.json").read_text())
+    assert result["name"].startswith(route) and result["name"].endswith(" ".join(TINY[route]))
+    assert result["threads"] == 1 and 0 < result["parameters"] < 200_000, "the sizes asked for"
+    assert len(result["cpu_ms_runs"]) == 3 and result["cpu_ms_min"] == min(result["cpu_ms_runs"])
+    assert result["cpu_ms_min"] <= result["cpu_ms_median"] <= max(result["cpu_ms_runs"])
+    assert result["flops"] > 1e4 and 0 < result["share_of_ceiling"] < 2
+    assert "GFLOP per step" in capsys.readouterr().out
+
+
+def built(route: str) -> tuple:
+    options = bench.parse(words(route)[1:])
+    return bench.BUILDERS[route](options)
+
+
+def test_the_step_holds_what_follows_the_optimizer(monkeypatch):
+    followed = []
+    from lit_wm.dreamer import module as dreamer
+    from lit_wm.jepa import module as jepa
+
+    for route, where in (("dreamer", dreamer), ("jepa", jepa)):
+        monkeypatch.setattr(where, "ema_update", lambda *_, route=route: followed.append(route))
+        _, model, batch = built(route)
+        assert len(train_step_runs(model, batch, 0, 2)) == 2
+    assert followed == ["dreamer"] * 3 + ["jepa"] * 3, "one step warms up"
+
+
+def test_flops_are_those_of_one_step():
+    _, model, batch = built("jepa")
+    assert bench.step_flops(model, batch) == bench.step_flops(model, batch)
+    half = {key: value[:, :2] for key, value in batch.items()}
+    assert bench.step_flops(model, half) < bench.step_flops(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "dimm=3"], "dimm"),
+        (["--set", "dim=wide"], "dim"),
+        (["--set", "dim"], "KEY=VALUE"),
+        (["--set", "dim=15"], "sizes do not fit"),
+        (["--runs", "0"], "positive"),
+        (["--json", "."], "is a folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line_before_it_is_tried(more, message, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "jepa", *more])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_a_result_cannot_lie_inside_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "jepa", "--json", str(tmp_path / "file" / "b.json")])
+    assert "is not a folder" in capsys.readouterr().err
