@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.episodes import EpisodeDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
+from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
 from lit_wm.checkpoint_file import AtomicCheckpointIO, read_checkpoint
 from lit_wm.dreamer import DreamerModule
@@ -129,7 +130,10 @@ class TrainCLI(LightningCLI):
         callbacks = config.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            kwargs["callbacks"] = [*callbacks, UpdateProgressBar()]
+            callbacks = [*callbacks, UpdateProgressBar()]
+        if self.subcommand == "predict":
+            callbacks = [*callbacks, FeatureWriter(self.run_folder())]
+        kwargs["callbacks"] = callbacks
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

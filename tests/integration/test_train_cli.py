@@ -5,11 +5,13 @@ import os
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import lit_wm
+from datamodules.episodes import EpisodeDataModule
 from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.checkpoint_file import AtomicCheckpointIO
 from lit_wm.cli import main as cli
@@ -92,6 +94,12 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
     for verb in ("validate", "test", "predict"):
         cli.main([verb, "-c", "runs/tiny/config.yaml", "--ckpt_path", "runs/tiny/checkpoints/last.ckpt"])
     assert (home / "runs" / "tiny" / "config.yaml").read_text() == saved
+    written = np.load(home / "runs" / "tiny" / "features_test.npz")
+    clips = list(EpisodeDataModule("data", batch_size=2, clip_length=6).test_dataloader())
+    expected = lit_wm.load("runs/tiny").predict_step(clips[0], 0)
+    np.testing.assert_allclose(written["features"][:2], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert written["episode"][:2].tolist() == clips[0]["episode"].tolist()
+    assert len(written["features"]) == len(written["start"]) == sum(len(batch["start"]) for batch in clips)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""What ``lit-wm predict`` writes: the features of every frame of the test episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+
+class FeatureWriter(BasePredictionWriter):
+    """Writes ``features_test.npz``: ``features`` (n,T,D) float32, and of each clip its ``episode`` and first ``start`` (n,).
+
+    With several ranks each writes its own clips, ``features_test_rank1.npz`` and so on.
+
+    Args:
+        folder: where to; made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self.clips: dict[str, list[np.ndarray]] = {"features": [], "episode": [], "start": []}
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Tensor,
+        batch_indices: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep the clips of a batch, less those that only pad a rank's last one."""
+        real = batch["weight"] > 0
+        for key, value in (("features", prediction.float()), ("episode", batch["episode"]), ("start", batch["start"])):
+            self.clips[key].append(value[real].cpu().numpy())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file and say where it is."""
+        rank = f"_rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = self.folder / f"features_test{rank}.npz"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **{key: np.concatenate(parts) for key, parts in self.clips.items()})
+        print(f"features of {sum(map(len, self.clips['features']))} clips in {path}")
