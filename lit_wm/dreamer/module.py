@@ -44,7 +44,7 @@ class DreamerModule(WorldModel):
         size_overrides: single widths that replace the preset's, for example ``{deter: 256}``.
         lr: learning rate.
         warmup_steps: updates over which it rises from 0.
-        beta2: decay of LaProp's mean square of gradients. The reference's .999 remembers the steep first updates for a thousand.
+        beta2: decay of LaProp's mean square of gradients. The reference's .999 remembers about a thousand updates.
         agc: adaptive gradient clipping factor.
         free_nats: KL below which neither term has a gradient.
         loss_scales: scales that replace the reference's, for example ``{rep: 0.5}``.
