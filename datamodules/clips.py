@@ -131,6 +131,8 @@ def _located_chunks(
         where = f"{path}: chunk {key}"
         try:
             meta = decode_meta(members, where)
+            if meta.key != key:
+                raise ExperienceError(f"{where}: member meta.json says step {meta.start} of episode {meta.episode}")
         except ExperienceError as error:
             _note(damage, where, error)
             whole = False

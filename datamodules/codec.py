@@ -30,6 +30,11 @@ class ChunkMeta:
     start: int
     length: int
 
+    @property
+    def key(self) -> str:
+        """Name of the chunk's members in its shard, less the extensions; tar guards it with a checksum."""
+        return f"{self.episode:06d}-{self.start:06d}"
+
 
 def check_codec(spec: ExperienceSpec, codec: str, chunk_steps: int) -> int:
     """Check that a codec can hold the pictures of ``spec``.

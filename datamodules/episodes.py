@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.experience import STEP_KEYS, ExperienceError
 from datamodules.index import Index, read_index
@@ -90,6 +91,12 @@ class EpisodeDataModule(LightningDataModule):
     def data_hash(self) -> str:
         """Equal for equal data."""
         return self.index.data_hash
+
+    def setup(self, stage: str) -> None:
+        """Say so if what is there is less than what was to be recorded."""
+        if stage == "fit" and not self.index.complete:
+            steps = sum(split["steps"] for split in self.index.splits.values())
+            rank_zero_warn(f"{self.index.root} holds {steps} steps of a recording that was interrupted: that is all")
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(self.index, self._settings, self._place(), **self._train)

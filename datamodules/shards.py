@@ -185,7 +185,7 @@ class ShardWriter:
             chunk = {key: rows[key][start : start + self._index.chunk_steps] for key in rows}
             meta = ChunkMeta(number, start, len(chunk["reward"]))
             members = encode_chunk(chunk, meta, self._index.spec, self._index.codec)
-            tar.write({"__key__": f"{number:06d}-{start:06d}", **members})
+            tar.write({"__key__": meta.key, **members})
         size = tar.tarstream.offset
         tar.close()
         return file.getvalue()[:size], len(starts)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 
-class FeatureWriter(BasePredictionWriter):
+class FeatureWriter(Callback):
     """Writes ``features_test.npz``: ``features`` (n,T,D) float32, and of each clip its ``episode`` and first ``start`` (n,).
 
     With several ranks each writes its own clips, ``features_test_rank1.npz`` and so on.
@@ -21,23 +19,21 @@ class FeatureWriter(BasePredictionWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("batch")
         self.folder = folder
         self.clips: dict[str, list[np.ndarray]] = {"features": [], "episode": [], "start": []}
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Tensor,
-        batch_indices: Any,
+        outputs: Tensor,
         batch: dict[str, Tensor],
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keep the clips of a batch, less those that only pad a rank's last one."""
         real = batch["weight"] > 0
-        for key, value in (("features", prediction.float()), ("episode", batch["episode"]), ("start", batch["start"])):
+        for key, value in (("features", outputs.float()), ("episode", batch["episode"]), ("start", batch["start"])):
             self.clips[key].append(value[real].cpu().numpy())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

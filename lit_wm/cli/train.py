@@ -27,6 +27,7 @@ from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
 from lit_wm.checkpoint_file import AtomicCheckpointIO, read_checkpoint
+from lit_wm.cli.unknown_keys import config_files, file_of, nearest, refuse_unknown_empty_keys
 from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
@@ -46,7 +47,8 @@ class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one line instead of a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(one_line(message)) from ex
+        message = one_line(message)
+        raise UserError(message + nearest(message, self)) from ex
 
 
 NOISE = ("Given value", "Subtypes:", "Does not validate against", "Errors:", "- Expected a <class 'NoneType'>")
@@ -93,6 +95,14 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; TensorBoard's logdir.")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.link_arguments("data.spec", "model.init_args.experience", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        files = config_files(sys.argv)
+        try:
+            super().parse_arguments(parser, args)
+        except UserError as error:
+            raise UserError(f"{error}{file_of(str(error), files)}") from error
+        refuse_unknown_empty_keys(files, self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """What the configuration says is what runs. Lightning 2.6 would replace it, class and all, by what the

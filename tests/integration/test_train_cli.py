@@ -106,7 +106,11 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
     ("words", "message"),
     [
         (["--model.init_args.sizee", "x"], "sizee"),
-        (["--trainer.maxsteps", "3"], "--trainer.maxsteps"),
+        (["--trainer.maxsteps", "3"], "; did you mean 'trainer.max_steps'?"),
+        (["-c", "typo.yaml"], "'sizee' is not accepted; did you mean 'size'? (in typo.yaml)"),
+        (["-c", "group.yaml"], "'modell.class_path'; did you mean 'model'? (in group.yaml)"),
+        (["-c", "empty_group.yaml"], "empty_group.yaml: nothing reads the key 'modell'"),
+        (["-c=empty_key.yaml"], "empty_key.yaml: nothing reads the key 'model.init_args.sizee'"),
         (["--trainer.max_steps", "many"], "trainer.max_steps"),
         (["--model.class_path", "lit_wm.dreamer.Nope"], "lit_wm.dreamer.Nope"),
         (["--model.class_path", "torch.nn.Linear"], "torch.nn.Linear"),
@@ -143,6 +147,10 @@ def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
     (home / "text.ckpt").write_text("just text")
     (home / "ckpt.yaml").write_text("ckpt_path: text.ckpt\n")
     (home / "list.yaml").write_text("- a\n- b\n")
+    (home / "typo.yaml").write_text("model: {init_args: {sizee: size1m}}\n")
+    (home / "group.yaml").write_text("modell: {class_path: lit_wm.jepa.JEPAModule}\n")
+    (home / "empty_group.yaml").write_text("modell: {}\n")
+    (home / "empty_key.yaml").write_text("model: {init_args: {sizee: {}}}\n")
     (home / "nowhere.yaml").write_text("model: {init_args: {lr: '${nope.x}'}}\n")
     (home / "runs/stopped/checkpoints").mkdir(parents=True)
     (home / "runs/stopped/checkpoints/last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import random
@@ -234,6 +235,19 @@ def test_corrupt_chunks_are_skipped_counted_and_logged_once(make_recording, capl
     assert "train-000000.tar: chunk 000000-0000" in message and "frames.webp" in message
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"episode": 0', b'"episode": 4'), (b'"start": 7', b'"start": 3')])
+def test_a_chunk_whose_meta_contradicts_its_name_is_corrupt(make_recording, old, new):
+    root = make_recording([28] * 6, holdout=0, shard_steps=200)
+    path = root / "train-000000.tar"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    batches = loader(root, max_corrupt=0.1, epoch_batches=50)
+    assert len(epoch(batches)) == 50 and sum(batches.corrupt.values()) == 1
+    with pytest.raises(
+        ExperienceError, match=r"max_corrupt allows 0.*chunk 000000-00000\d: member meta.json says step"
+    ):
+        epoch(loader(root, max_corrupt=0, epoch_batches=50))
+
+
 def test_too_much_corrupt_data_is_an_error(make_recording):
     root = make_recording([28] * 6, holdout=0, shard_steps=200)
     spoil(root / "train-000000.tar", 4)
@@ -314,6 +328,16 @@ def test_withheld_keys_are_in_no_batch_and_not_in_the_spec(make_recording):
 def test_settings_that_cannot_work_are_refused(make_recording, settings, message):
     with pytest.raises(ExperienceError, match=message):
         EpisodeDataModule(str(make_recording([28] * 3)), **settings)
+
+
+def test_training_on_an_interrupted_recording_is_said(make_recording, recwarn):
+    root = make_recording([28] * 3)
+    EpisodeDataModule(str(root)).setup("fit")
+    assert not recwarn
+    index = json.loads((root / "index.json").read_text()) | {"complete": False}
+    (root / "index.json").write_text(json.dumps(index))
+    with pytest.warns(UserWarning, match=r"data holds 84 steps of a recording that was interrupted"):
+        EpisodeDataModule(str(root)).setup("fit")
 
 
 def test_a_missing_folder_says_how_to_record(tmp_path):
