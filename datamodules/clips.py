@@ -123,6 +123,10 @@ def _located_chunks(
         try:
             key, members = next(chunks)
         except StopIteration:
+            if whole and end != shard.steps:
+                raise ExperienceError(
+                    f"{path} ends at step {end}, {index.root / INDEX_NAME} says {shard.steps}: restore both or record again"
+                ) from None
             return
         except ExperienceError as error:  # the file ends here
             _note(damage, str(path), error, max(1, shard.samples - read))

@@ -72,6 +72,7 @@ class EpisodeDataModule(LightningDataModule):
             raise ExperienceError(f"without names '{unknown[0]}', it can name {', '.join(sorted(known))}")
         self._settings = ClipSettings(clip_length, batch_size, cross_episodes, tuple(without))
         self._workers = num_workers
+        self._train_loader: TrainLoader | None = None
         self._train = {
             "seed": seed,
             "shuffle_buffer": shuffle_buffer,
@@ -99,7 +100,13 @@ class EpisodeDataModule(LightningDataModule):
             rank_zero_warn(f"{self.index.root} holds {steps} steps of a recording that was interrupted: that is all")
 
     def train_dataloader(self) -> TrainLoader:
-        return TrainLoader(self.index, self._settings, self._place(), **self._train)
+        self._train_loader = TrainLoader(self.index, self._settings, self._place(), **self._train)
+        return self._train_loader
+
+    @property
+    def corrupt_chunks(self) -> int:
+        """Chunks that training met so far and could not use, on this rank."""
+        return sum(self._train_loader.corrupt.values()) if self._train_loader is not None else 0
 
     def val_dataloader(self) -> WindowLoader:
         return WindowLoader(self.index, "val", self._settings, self._place())

@@ -311,12 +311,11 @@ class TrainLoader:
     def _count(self, damage: list[Damage]) -> None:
         """Count broken chunks, each once however often it is met; log one of each kind; stop above the limit."""
         for found in damage:
+            self.corrupt[found.where] = found.chunks
+            lost = check_corrupt(self._index, sum(self.corrupt.values()), self._max_corrupt, found)
             if found.kind not in self._logged:
                 self._logged.add(found.kind)
-                log.warning("skipping corrupt data (said once of its kind): %s", found.message)
-            self.corrupt[found.where] = found.chunks
-        if damage:
-            check_corrupt(self._index, sum(self.corrupt.values()), self._max_corrupt, damage[-1])
+                log.warning("%s so far and skipped (said once of its kind): %s", lost, found.message)
 
 
 def check_corrupt(index: Index, lost: int, max_corrupt: float, last: Damage) -> str:

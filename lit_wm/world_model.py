@@ -42,6 +42,7 @@ class WorldModel(LightningModule):
         self.spec = ExperienceSpec.from_dict(experience)
         if not self.spec.observations:
             raise UserError(f"the data leaves the {self.route} model nothing to observe: shorten the list 'without'")
+        self._loaded_updates = 0
         self._resumed_random_state: dict[str, Any] | None = None
         self._random_state_before_validation: dict[str, Any] | None = None
 
@@ -82,6 +83,12 @@ class WorldModel(LightningModule):
     def log_prob(self, state: State, batch: Batch) -> Tensor | None:
         return None
 
+    @property
+    def updates(self) -> int:
+        """Updates behind the present weights. Outside a fit Lightning's ``global_step`` is 0 whatever was loaded."""
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        return self.global_step if fits else self._loaded_updates
+
     # ---- what Lightning calls ----------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -112,6 +119,8 @@ class WorldModel(LightningModule):
         self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
+            if corrupt := getattr(self.trainer.datamodule, "corrupt_chunks", 0):
+                self.log("data/corrupt_chunks", float(corrupt))
         return total
 
     def check_batch(self, batch: Batch) -> None:
@@ -148,6 +157,11 @@ class WorldModel(LightningModule):
             set_random_state(self._random_state_before_validation)
             self._random_state_before_validation = None
 
+    def on_train_start(self) -> None:
+        """All ranks begin with the same seed, for the same weights; what they draw in training is to differ."""
+        if world_size() > 1:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self._resumed_random_state is not None:  # as late as can be: set-up before the first batch draws numbers too
             set_random_state(self._resumed_random_state)
@@ -170,6 +184,7 @@ class WorldModel(LightningModule):
             raise UserError(
                 f"the checkpoint was trained on other data (hash {before[:12]}, here {now[:12]}): give its own root"
             )
+        self._loaded_updates = checkpoint["global_step"]
         states = checkpoint["lit_wm"]["random_state"]
         if self._trainer is not None and len(states) == world_size():
             self._resumed_random_state = states[self.trainer.global_rank]

@@ -69,6 +69,7 @@ class Witness(Callback):
             "batch": hashlib.sha256(batch["frames"].numpy().tobytes()).hexdigest(),
             "size": len(batch["frames"]),
             "loss": outputs["loss"].item(),
+            "random": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         }
         with (self.folder / f"seen-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(seen) + "\n")

@@ -1,7 +1,8 @@
-"""What ``lit-wm predict`` writes: the features of every frame of the test episodes."""
+"""What ``lit-wm predict`` writes: the features of the test clips."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 class FeatureWriter(Callback):
     """Writes ``features_test.npz``: ``features`` (n,T,D) float32, and of each clip its ``episode`` and first ``start`` (n,).
 
+    The clips are those of ``test``: they fill each episode from its beginning and do not overlap; what is left of it is no clip.
     With several ranks each writes its own clips, ``features_test_rank1.npz`` and so on.
 
     Args:
@@ -41,5 +43,8 @@ class FeatureWriter(Callback):
         rank = f"_rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self.folder / f"features_test{rank}.npz"
         self.folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **{key: np.concatenate(parts) for key, parts in self.clips.items()})
+        part = path.with_name(f".{path.name}.part")
+        with open(part, "wb") as file:
+            np.savez_compressed(file, **{key: np.concatenate(parts) for key, parts in self.clips.items()})
+        os.replace(part, path)
         print(f"features of {sum(map(len, self.clips['features']))} clips in {path}")

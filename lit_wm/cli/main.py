@@ -15,7 +15,7 @@ VERBS = {
     "fit": ("train", "train a model: lit-wm fit --config configs/jepa/pong.yaml"),
     "validate": ("train", "one pass over the validation episodes"),
     "test": ("train", "one pass over the test episodes"),
-    "predict": ("train", "features of every frame of the test episodes"),
+    "predict": ("train", "features of the test clips, frame by frame"),
     "record": ("record", "play an environment and write shards: lit-wm record --env pong --out data/pong"),
     "inspect": ("inspect", "what a shard folder or a run holds: lit-wm inspect data/pong"),
     "compare": ("compare", "judge runs by one scorecard: lit-wm compare runs/dreamer_pong runs/jepa_pong"),

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
 from lit_wm.jepa import JEPAModule
-from lit_wm.loading import CHECKPOINT
+from lit_wm.loading import CHECKPOINT, CONFIG
 from lit_wm.world_model import WorldModel
 
 __all__ = ["DreamerModule", "EpisodeDataModule", "GenieModule", "JEPAModule", "main"]  # known by their short names
@@ -80,11 +81,16 @@ def said_in_one_line(what: str) -> Iterator[None]:
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """``config.yaml`` beside the run, written by fit alone."""
+    """``config.yaml`` beside the run, written by fit alone: ``fit -c`` of it trains such a run again."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.checkpoint_callback.dirpath).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.name, config.runs, config.ckpt_path = folder.name, str(folder.parent), None  # may be NAME-2
+        self.parser.save(config, folder / CONFIG, skip_none=False, overwrite=True)
 
 
 class TrainCLI(LightningCLI):
@@ -117,7 +123,7 @@ class TrainCLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is None and self.subcommand == "fit":
             return
-        last = self.run_folder() / CHECKPOINT
+        last = self.run_folder / CHECKPOINT
         if path is None:
             raise UserError(
                 f"{self.subcommand} needs a trained model: give --ckpt_path last (that is {last}) or a .ckpt file"
@@ -134,15 +140,16 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer") or {}
+        folder = self.run_folder
+        self._get(self.config_init, "checkpoint").dirpath = str(folder / CHECKPOINT.parent)  # whatever the logger
         if config.get("logger") is None and not config.get("fast_dev_run"):
-            folder = self.run_folder()
             kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         callbacks = config.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks = [*callbacks, UpdateProgressBar()]
         if self.subcommand == "predict":
-            callbacks = [*callbacks, FeatureWriter(self.run_folder())]
+            callbacks = [*callbacks, FeatureWriter(folder)]
         kwargs["callbacks"] = callbacks
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -151,15 +158,21 @@ class TrainCLI(LightningCLI):
         with said_in_one_line("trainer"):
             return super().instantiate_trainer(**kwargs)
 
+    @cached_property
     def run_folder(self) -> Path:
-        """``runs/NAME``; a fit from scratch never writes into a run that is already there: it takes ``NAME-2``, ``-3`` ..."""
+        """``runs/NAME``, or the run that the given checkpoint is of. A fit never writes into another run's folder, begun
+        from scratch or from that other's checkpoint: it takes ``NAME-2``, ``-3`` ..."""
         wanted = Path(self._get(self.config, "runs")) / self._get(self.config, "name")
-        if self.subcommand != "fit" or self._get(self.config, "ckpt_path"):
+        path = self._get(self.config, "ckpt_path")
+        if path == "last":
             return wanted
+        own = Path(path).parent.parent if path and Path(path).parent.name == CHECKPOINT.parent.name else None
+        if self.subcommand != "fit":
+            return own or wanted
         if RUN_FOLDER in os.environ and "LOCAL_RANK" in os.environ:
             return Path(os.environ[RUN_FOLDER])
         folder, n = wanted, 1
-        while (folder / CHECKPOINT).exists():
+        while (folder / CHECKPOINT).exists() and (own is None or folder.resolve() != own.resolve()):
             n += 1
             folder = wanted.with_name(f"{wanted.name}-{n}")
         if folder != wanted:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from lit_wm.errors import UserError
 
@@ -47,30 +48,54 @@ def config_files(argv: list[str]) -> list[str]:
 def file_of(message: str, files: list[str]) -> str:
     """``(in FILE)`` for the last file that holds the unknown key of a message, else nothing."""
     unknown = UNKNOWN.search(message)
-    for file in reversed(files if unknown else []):
-        if any(f".{path}".endswith(f".{unknown[1]}") for path, _ in keys_of(yaml.safe_load(Path(file).read_text()))):
+    if unknown is None or "unrecognized" in message:  # that one stands on the command line
+        return ""
+    for file in reversed(files):
+        if any(".".join(("", *path)).endswith(f".{unknown[1]}") for path, _ in keys_of(_read(file))):
             return f" (in {file})"
     return ""
 
 
-def keys_of(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a nested mapping with its value."""
-    for key, value in content.items() if isinstance(content, dict) else ():
-        yield f"{above}{key}", value
-        yield from keys_of(value, f"{above}{key}.")
+def keys_of(content: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The path of every key in nested mappings and lists, with its value; an element of a list has its number as key."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*above, str(key)), value
+        yield from keys_of(value, (*above, str(key)))
 
 
-def refuse_unknown_empty_keys(files: list[str], parsed: Any) -> None:
+def refuse_unknown_empty_keys(files: list[str], parsed: Namespace) -> None:
     """jsonargparse reads past an unknown key whose value is ``{}``; this does not.
 
     Args:
         files: configuration files.
-        parsed: what they came to, a jsonargparse Namespace.
+        parsed: what they came to.
 
     Raises:
         UserError: names the file and the key.
     """
     for file in files:
-        for path, value in keys_of(yaml.safe_load(Path(file).read_text())):
-            if value == {} and path not in parsed:
-                raise UserError(f"{file}: nothing reads the key '{path}'")
+        for path, value in keys_of(_read(file)):
+            if value == {} and (around := _stranger_to(parsed, path)) is not None:
+                found = difflib.get_close_matches(path[-1], list(vars(around)), n=1, cutoff=0.7)
+                hint = f"; did you mean '{found[0]}'?" if found else ""
+                raise UserError(f"{file}: nothing reads the key '{'.'.join(path)}'{hint}")
+
+
+def _stranger_to(parsed: Any, path: tuple[str, ...]) -> Namespace | None:
+    """The part of the configuration that lacks the next key of a path; None if the path is there, or leads into a
+    mapping that may hold any key."""
+    for key in path:
+        if isinstance(parsed, list) and key.isdigit() and int(key) < len(parsed):
+            parsed = parsed[int(key)]
+        elif not isinstance(parsed, Namespace) or key == "dict_kwargs":
+            return None
+        elif key not in vars(parsed):
+            return parsed
+        else:
+            parsed = vars(parsed)[key]
+    return None
+
+
+def _read(file: str) -> Any:
+    return yaml.safe_load(Path(file).read_text())

@@ -27,6 +27,8 @@ class DynamicsSettings:
             (``imagine(temperature=...)``) multiplies it.
         know_codes: tokens enter as the tokenizer's code vectors, and logits gain a term linear in them, so that what is learnt
             of one token serves its likes. Off, the paper's plain vocabulary, every token is learnt by itself.
+        whole_frames: in training, each frame but the first is left whole with this probability. In the paper (0) a clip's
+            frames are all masked at one rate, so that hardly any prediction is learnt from a past as whole as when sampling.
     """
 
     dim: int = 512
@@ -36,6 +38,7 @@ class DynamicsSettings:
     sampling_steps: int = 25
     temperature: float = 2.0
     know_codes: bool = False
+    whole_frames: float = 0.0
 
 
 class DynamicsModel(nn.Module):
@@ -176,11 +179,21 @@ class DynamicsModel(nn.Module):
         return maskgit_sample(logits_of, shape, steps, temperature, generator, led_b1a.device)
 
 
-def draw_mask(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """(B,T,N) bool, True = masked: each clip with its own rate from U(0.5, 1) (Genie, 2.1), frame 0 never."""
+def draw_mask(shape: tuple[int, int, int], device: torch.device, whole_frames: float = 0.0) -> Tensor:
+    """(B,T,N) bool, True = masked: each clip with its own rate from U(0.5, 1) (Genie, 2.1), frame 0 never.
+
+    Args:
+        shape: (B,T,N), T >= 2.
+        device: of the mask.
+        whole_frames: probability that a frame is left whole; a clip that would lose nothing is masked in its last frame.
+    """
     rate_b = torch.empty(shape[0], 1, 1, device=device).uniform_(0.5, 1)
     mask_btn = torch.rand(shape, device=device) < rate_b
     mask_btn[:, 0] = False
+    if whole_frames > 0:
+        whole_bt = torch.rand(shape[:2], device=device) < whole_frames
+        whole_bt[:, -1] &= ~whole_bt[:, 1:].all(1)
+        mask_btn &= ~whole_bt[..., None]
     return mask_btn
 
 

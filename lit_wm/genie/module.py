@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -167,6 +168,8 @@ class GenieModule(WorldModel):
         for part, settings in self.optimizers_of.items():
             check_bounds(f"genie model's {part}_optimizer", vars(settings), {"warmup_steps": 0}, positive=("lr",))
         check_bounds("genie model", {"frames": frames}, {"frames": 2})
+        if not 0 <= d.whole_frames < 1:
+            raise UserError(f"dynamics.whole_frames of the genie model is {d.whole_frames}, it must be in [0, 1)")
         if order == "staged" and t.continuous_warmup >= max(tokenizer_steps, 1):
             raise UserError(
                 f"tokenizer.continuous_warmup {t.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
@@ -209,7 +212,7 @@ class GenieModule(WorldModel):
         x_btchw = self.frames_of(batch)
         if not 2 <= x_btchw.shape[1] <= self.frames:
             raise UserError(f"clips of {x_btchw.shape[1]} frames, but the genie model trains on 2 to {self.frames}")
-        step = self.global_step
+        step = self.updates
         parts = trained_parts(self.order, step, self.tokenizer_steps)
         losses: dict[str, Tensor] = {}
         if "tokenizer" in parts:
@@ -235,7 +238,7 @@ class GenieModule(WorldModel):
         action_bta = actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
         if self.training:
             self.dynamics.see_codes(self.tokenizer.quantizer.codebook)  # in the order 'joint' they still move
-        mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device)
+        mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device, self.dynamics.settings.whole_frames)
         nats_m, right_m = self.dynamics.loss(tokens_btn, action_bta, mask_btn)
         masked = nats_m.new_tensor(len(nats_m))
         if self.training:  # the mean over all ranks' masked tokens, not the mean of their means
@@ -270,8 +273,21 @@ class GenieModule(WorldModel):
         return lambda step: settings.factor(step - begin, end - begin)
 
     def setup(self, stage: str) -> None:
-        """Take over a trained tokenizer when a fit begins; a resumed fit finds it in its own checkpoint."""
-        if stage != "fit" or self.trainer.ckpt_path is not None:
+        """Refuse DDP as it comes: it waits for ever for gradients of the parts that do not learn now."""
+        strategy = self.trainer.strategy
+        all_learn = self.order == "joint" and self.lam_objective != "dynamics"
+        if (
+            isinstance(strategy, DDPStrategy)
+            and not strategy._ddp_kwargs.get("find_unused_parameters")
+            and not all_learn
+        ):
+            raise UserError(
+                "the genie model trains its parts in turn: set trainer.strategy to ddp_find_unused_parameters_true"
+            )
+
+    def on_fit_start(self) -> None:
+        """Take over a trained tokenizer when a fit begins; a resumed fit has it in its own checkpoint."""
+        if self.trainer.ckpt_path is not None:
             return
         if self.tokenizer_checkpoint is not None:
             self.load_tokenizer(self.tokenizer_checkpoint)

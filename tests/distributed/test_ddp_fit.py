@@ -29,4 +29,5 @@ def test_two_ranks_agree(make_recording, tmp_path, route):
     assert [entry["step"] for entry in first] == [entry["step"] for entry in second] == list(range(1, 8))
     assert {entry["size"] for entry in first + second} == {2}
     assert not {entry["batch"] for entry in first} & {entry["batch"] for entry in second}
+    assert not {entry["random"] for entry in first} & {entry["random"] for entry in second}, "ranks draw the same noise"
     assert (out / "weights-0").read_text() == (out / "weights-1").read_text()

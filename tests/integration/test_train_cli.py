@@ -88,6 +88,34 @@ def test_fit_writes_a_run_that_loads_goes_on_and_is_never_overwritten(home, caps
     assert "DreamerModule" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_in_its_own_folder_and_never_in_that_of_another(home, capsys):
+    first, second = "runs/tiny/checkpoints/last.ckpt", "runs/tiny-2/checkpoints/last.ckpt"
+    cli.main(["fit", "-c", "tiny.yaml"])
+    cli.main(["fit", "-c", "tiny.yaml", "--seed_everything", "5"])
+    saved = (home / "runs/tiny/config.yaml").read_text()
+
+    def steps(*names):
+        return [load_run(f"runs/{name}").global_step for name in names]
+
+    cli.main(["fit", "-c", "runs/tiny-2/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
+    assert steps("tiny", "tiny-2") == [3, 4] and (home / "runs/tiny/config.yaml").read_text() == saved
+    cli.main(["fit", "-c", "tiny.yaml", "--ckpt_path", second, "--trainer.max_steps", "5"])
+    assert steps("tiny", "tiny-2") == [3, 5]
+    cli.main(["fit", "-c", "tiny.yaml", "--name", "branch", "--ckpt_path", first, "--trainer.max_steps", "6"])
+    assert steps("tiny", "branch") == [3, 6]
+    cli.main(["fit", "-c", "tiny.yaml", "--name", "branch", "--ckpt_path", first, "--trainer.max_steps", "7"])
+    assert steps("tiny", "branch", "branch-2") == [3, 6, 7]
+    cli.main(["predict", "-c", "tiny.yaml", "--ckpt_path", second])
+    assert (home / "runs/tiny-2/features_test.npz").exists() and not (home / "runs/tiny/features_test.npz").exists()
+    cli.main(["fit", "-c", "runs/tiny-2/config.yaml"])  # what was resumed by --ckpt_path: its config makes a new run
+    assert steps("tiny-2", "tiny-2-2") == [5, 5]
+
+
+def test_a_run_without_a_logger_has_its_folder(home):
+    cli.main(["fit", "-c", "tiny.yaml", "--trainer.logger", "false"])
+    assert load_run("runs/tiny").seed == 0 and not (home / "checkpoints").exists()
+
+
 def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
     cli.main(["fit", "-c", "tiny.yaml"])
     saved = (home / "runs" / "tiny" / "config.yaml").read_text()
@@ -109,8 +137,13 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
         (["--trainer.maxsteps", "3"], "; did you mean 'trainer.max_steps'?"),
         (["-c", "typo.yaml"], "'sizee' is not accepted; did you mean 'size'? (in typo.yaml)"),
         (["-c", "group.yaml"], "'modell.class_path'; did you mean 'model'? (in group.yaml)"),
-        (["-c", "empty_group.yaml"], "empty_group.yaml: nothing reads the key 'modell'"),
-        (["-c=empty_key.yaml"], "empty_key.yaml: nothing reads the key 'model.init_args.sizee'"),
+        (["--max_steps", "5"], "unrecognized arguments: --max_steps 5"),
+        (["-c", "empty_group.yaml"], "empty_group.yaml: nothing reads the key 'modell'; did you mean 'model'?"),
+        (["-c=empty_key.yaml"], "'model.init_args.sizee'; did you mean 'size'?"),
+        (
+            ["-c", "empty_in_list.yaml"],
+            "empty_in_list.yaml: nothing reads the key 'trainer.callbacks.0.init_args.bogus'",
+        ),
         (["--trainer.max_steps", "many"], "trainer.max_steps"),
         (["--model.class_path", "lit_wm.dreamer.Nope"], "lit_wm.dreamer.Nope"),
         (["--model.class_path", "torch.nn.Linear"], "torch.nn.Linear"),
@@ -150,6 +183,10 @@ def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
     (home / "typo.yaml").write_text("model: {init_args: {sizee: size1m}}\n")
     (home / "group.yaml").write_text("modell: {class_path: lit_wm.jepa.JEPAModule}\n")
     (home / "empty_group.yaml").write_text("modell: {}\n")
+    callback = "lightning.pytorch.callbacks.LearningRateMonitor"
+    (home / "empty_in_list.yaml").write_text(
+        f"trainer: {{callbacks: [{{class_path: {callback}, init_args: {{bogus: {{}}}}}}]}}\n"
+    )
     (home / "empty_key.yaml").write_text("model: {init_args: {sizee: {}}}\n")
     (home / "nowhere.yaml").write_text("model: {init_args: {lr: '${nope.x}'}}\n")
     (home / "runs/stopped/checkpoints").mkdir(parents=True)
@@ -158,6 +195,12 @@ def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
         cli.main(["fit", "-c", "tiny.yaml", *words])
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-wm: error:")]
     assert stop.value.code == 2 and len(said) == 1 and message in said[0]
+    assert "tiny.yaml" not in said[0], "that file is right"
+
+
+def test_empty_mappings_that_may_be_there(home, monkeypatch):
+    (home / "empty.yaml").write_text("model: {init_args: {size_overrides: {}}, dict_kwargs: {}}\n")
+    parsed(monkeypatch, "-c", "tiny.yaml", "-c", "empty.yaml")
 
 
 def test_a_checkpoint_of_another_route_or_of_other_data_is_refused(home, capsys, make_recording):

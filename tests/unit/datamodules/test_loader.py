@@ -281,15 +281,17 @@ def test_a_shard_that_is_cut_or_gone_while_training_counts_with_all_its_chunks(m
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     "episodes",
-    [[(1, 14), (0, 14)], [(0, 28), (2, 28)], [(0, 21), (1, 35)], [(0, 35), (1, 21)]],
-    ids=["order", "number", "shorter", "longer"],
+    [[(1, 28), (0, 28)], [(0, 28), (2, 28)], [(0, 21), (1, 35)], [(0, 35), (1, 21)], [(0, 28), (1, 49)]],
+    ids=["order", "number", "shorter", "longer", "last longer"],
 )
 def test_an_index_that_tells_of_other_episodes_is_no_damage_but_an_error(make_recording, workers, episodes):
     root = make_recording([28] * 2, holdout=0)
     batches = loader(root, max_corrupt=1, epoch_batches=20, place=Place(workers=workers))
     (shard,) = batches._index.shards
     object.__setattr__(shard, "episodes", tuple(episodes))
-    with pytest.raises(ExperienceError, match=r"train-000000\.tar: chunk 00000\d-.*index\.json disagrees") as error:
+    object.__setattr__(shard, "steps", sum(steps for _, steps in episodes))
+    said = r"train-000000\.tar(: chunk 00000\d-.*index\.json disagrees| ends at step 56, .*index\.json says 77)"
+    with pytest.raises(ExperienceError, match=said) as error:
         epoch(batches)
     assert "\n" not in str(error.value)
 

@@ -99,6 +99,18 @@ def test_mask_rates():
     assert rate.std() == pytest.approx(0.5 / 12**0.5, abs=0.02)  # one rate per clip
 
 
+def test_frames_left_whole():
+    torch.manual_seed(0)
+    mask = draw_mask((400, 5, 50), torch.device("cpu"), whole_frames=0.5)
+    whole = ~mask[:, 1:].any(2)
+    assert not mask[:, 0].any() and mask.any((1, 2)).all()
+    assert whole[:, :-1].float().mean() == pytest.approx(0.5, abs=0.03)
+    rate = mask[:, 1:].float().sum((1, 2)) / (~whole).sum(1) / 50  # of the frames that are masked
+    assert 0.4 < rate.min() < 0.6 and rate.mean() == pytest.approx(0.75, abs=0.02)
+    certain = draw_mask((7, 3, 50), torch.device("cpu"), whole_frames=0.9999)
+    assert not certain[:, :2].any() and certain[:, 2].any(1).all()
+
+
 def test_kept_counts():
     assert kept_counts(16, 4) == [1, 5, 10, 16]
     assert kept_counts(9, 1) == [9]

@@ -1,9 +1,13 @@
 """GenieModule: the contract, the orders of training, what learns when, and checkpoints."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from datamodules.experience import ActionSpace, ExperienceSpec
@@ -49,10 +53,10 @@ def fit(module, steps, batch=None, **options):
     batch = clips(8) if batch is None else batch
     data = [{key: value[i] for key, value in batch.items()} for i in range(len(batch["frames"]))]
     options = {"logger": False, "enable_checkpointing": False, "max_epochs": -1} | options
+    ckpt_path = options.pop("ckpt_path", None)
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, **options
     )
-    ckpt_path = options.pop("ckpt_path", None)
     trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=ckpt_path)
     return trainer
 
@@ -269,6 +273,28 @@ def test_a_checkpoint_rebuilds_the_model(tmp_path):
     assert torch.equal(again.decode(again.observe(batch)), m.decode(m.observe(batch)))
 
 
+def test_validation_of_a_checkpoint_measures_the_parts_that_had_learnt(tmp_path):
+    options = {"order": "staged", "tokenizer_steps": 2}
+    trainer = fit(model(**options), 3)
+    trainer.save_checkpoint(tmp_path / "genie.ckpt")
+    batch = clips(4)
+    data = DataLoader([{key: value[i] for key, value in batch.items()} for i in range(4)], batch_size=4)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    (measured,) = Trainer(**quiet).validate(model(**options), data, ckpt_path=tmp_path / "genie.ckpt", verbose=False)
+    assert {"val/dynamics_ce", "val/lam_pixels"} <= measured.keys() and "val/tokenizer_pixels" not in measured
+
+
+def test_ddp_that_would_wait_for_ever_is_refused():
+    m = model(order="staged", tokenizer_steps=2)
+    m._trainer = SimpleNamespace(strategy=DDPStrategy())
+    with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
+        m.setup("fit")
+    for options, kwargs in (({"order": "staged"}, {"find_unused_parameters": True}), ({"order": "joint"}, {})):
+        m = model(**options)
+        m._trainer = SimpleNamespace(strategy=DDPStrategy(**kwargs))
+        m.setup("fit")
+
+
 def test_world_takes_over_a_tokenizer(tmp_path):
     path = str(tmp_path / "genie.ckpt")
     donor = model(order="tokenizer")
@@ -276,6 +302,10 @@ def test_world_takes_over_a_tokenizer(tmp_path):
     m = model(order="world", tokenizer_checkpoint=path)
     fit(m, 1)
     assert all(torch.equal(v, m.tokenizer.state_dict()[k]) for k, v in donor.tokenizer.state_dict().items())
+    fit(m, 2).save_checkpoint(tmp_path / "world.ckpt")
+    Path(path).rename(tmp_path / "elsewhere.ckpt")
+    fit(model(order="world", tokenizer_checkpoint=path), 3, ckpt_path=tmp_path / "world.ckpt")  # its own copy is enough
+    Path(tmp_path / "elsewhere.ckpt").rename(path)
     with pytest.raises(UserError, match="needs 'tokenizer_checkpoint'"):
         fit(model(order="world"), 1)
     with pytest.raises(UserError, match=r"no checkpoint at .*gone\.ckpt"):
