@@ -30,6 +30,7 @@ class LoadedRun:
         root: the shard folder it was trained on, as configured; None if unknown.
         data_hash: hash of the data it was trained on; None if it was trained without recorded shards.
         global_step: optimizer updates done.
+        ranks: processes that trained it together, each on batches of its own (those of the last fit, where a run was resumed).
         seed: the configured seed; None if unknown.
     """
 
@@ -41,6 +42,7 @@ class LoadedRun:
     root: str | None
     data_hash: str | None
     global_step: int
+    ranks: int
     seed: int | None
 
     def fresh_model(self, seed: int) -> WorldModel:
@@ -108,6 +110,7 @@ def load_run(path: str | Path) -> LoadedRun:
         root=((config.get("data") or {}).get("init_args") or {}).get("root"),
         data_hash=checkpoint["lit_wm"]["data_hash"],
         global_step=int(checkpoint["global_step"]),
+        ranks=len(checkpoint["lit_wm"]["random_state"]),  # one entry per rank
         seed=config.get("seed_everything"),
     )
 

@@ -52,6 +52,9 @@ class WorldModel(LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, already scaled: their sum is minimised. A key that starts with ``_`` is only logged."""
 
+    def start_from(self, batch: Batch) -> None:
+        """Take from the first batch what a fit takes before it learns anything from it; for most routes that is nothing."""
+
     @abstractmethod
     def observe(self, batch: Batch) -> State: ...
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lit_wm.evaluation.scorecard import Scorecard
     from lit_wm.evaluation.settings import Settings
     from lit_wm.loading import LoadedRun
+    from lit_wm.world_model import WorldModel
 
 Clips = dict[str, dict[str, "Tensor"]]
+START_CLIPS = 32  # about a training batch: what random weights are started on, where a route does so
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> None:
             task = progress.add_task(name, total=STAGES, doing="")
             score = judge(
                 run.model,
-                run.fresh_model(options.seed),
+                floor_model(run, clips["train"], options.seed),
                 clips,
                 index.spec,
                 settings,
@@ -158,6 +160,22 @@ def draw_clips(index: Index, settings: Settings, count: int) -> Clips:
     return {split: fixed_clips(index.root, split, settings.length, n, settings.seed) for split, n in counts.items()}
 
 
+def floor_model(run: LoadedRun, train: Mapping[str, Tensor], seed: int) -> WorldModel:
+    """The run's architecture with random weights, as a fit would begin: the floor that the run has to beat.
+
+    Args:
+        run: whose architecture.
+        train: training clips.
+        seed: of the weights.
+    """
+    import torch
+
+    model = run.fresh_model(seed)
+    rows = torch.linspace(0, len(train["frames"]) - 1, START_CLIPS).long()  # spread over the episodes
+    model.start_from({key: value[rows] for key, value in train.items()})
+    return model
+
+
 def train_batch(run: LoadedRun, index: Index) -> dict[str, Tensor] | None:
     """A batch of the run's own shape, to time a training step on; None where its configuration does not say."""
     import torch
@@ -183,7 +201,8 @@ def facts(run: LoadedRun) -> dict[str, Any]:
     data, trainer = data_arguments(run), run.config.get("trainer") or {}
     known = {"batch_size", "clip_length"} <= data.keys()
     accumulated = trainer.get("accumulate_grad_batches") or 1
-    frames = run.global_step * accumulated * data["batch_size"] * data["clip_length"] if known else None
+    # the batch size is that of each rank
+    frames = run.global_step * accumulated * run.ranks * data["batch_size"] * data["clip_length"] if known else None
     return {
         "route": run.model.route,
         "checkpoint": str(run.checkpoint),

@@ -221,5 +221,11 @@ class DreamerModule(WorldModel):
         return self.features(self.observe(batch))
 
     def decode(self, state: State) -> Tensor | None:
-        """Pictures in (0, 1); None for a model of vectors. ``log_prob`` stays None: the squared error is no density."""
-        return self.decoder.pictures(state["deter"], state["stoch"]) if self.spec.pictures else None
+        """(..., C,H,W) the picture ``frames`` in (0, 1), of all pictures the one that routes are compared by; None where there
+        is none of that name. ``log_prob`` stays None: the squared error is no density."""
+        keys = self.spec.pictures
+        if "frames" not in keys:
+            return None
+        widths = [self.spec.observations[key][2] for key in keys]
+        stacked = self.decoder.pictures(state["deter"], state["stoch"])
+        return stacked.split(widths, -3)[keys.index("frames")]

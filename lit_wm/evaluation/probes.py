@@ -130,15 +130,17 @@ def r2(y: np.ndarray, predicted: np.ndarray, draws: EpisodeDraws, keep: np.ndarr
 
 
 def balanced_accuracy_skill(y: np.ndarray, predicted: np.ndarray, draws: EpisodeDraws, keep: np.ndarray) -> np.ndarray:
-    """Mean recall over the classes of the test clips, rescaled to chance 0 and perfect 1: (n,), (n,) -> (1+R,)."""
+    """Mean recall over the classes that a draw holds, rescaled to chance 0 and perfect 1: (n,), (n,) -> (1+R,).
+
+    A draw may miss a rare class: it is judged on the classes it holds, and chance is one of those. NaN for a draw of one class.
+    """
     classes = np.unique(y[keep])
     member = y[:, None] == classes
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = draws.sums(member & (predicted == y)[:, None], keep) / draws.sums(member, keep)
-    absent = np.isnan(recall)  # a draw may miss a rare class: it is judged on the classes it holds
-    accuracy = np.where(absent, 0, recall).sum(1) / np.maximum((~absent).sum(1), 1)
-    chance = 1 / len(classes)
-    return (accuracy - chance) / (1 - chance)
+        held = np.isfinite(recall).sum(1)
+        accuracy, chance = np.nansum(recall, 1) / held, 1 / held
+        return np.where(held > 1, (accuracy - chance) / (1 - chance), np.nan)
 
 
 def skill(score: np.ndarray, floor: np.ndarray) -> np.ndarray:

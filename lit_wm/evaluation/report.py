@@ -115,7 +115,8 @@ def state(card: Scorecard) -> list[str]:
         "",
         f"Imagined features, projected to {card.settings.probe_dims} numbers, ridge probe refitted at each horizon; R2 (for"
         " discrete factors balanced accuracy with chance at 0), mean over the factors of a group. *Skill* is"
-        " (R2 - random) / (1 - random). k=0 is the state after the last seen frame: the ceiling of the rows to its right.",
+        " (R2 - random) / (1 - random). Random weights are as built, but a codebook that starts by k-means has been started, on"
+        " training clips. k=0 is the state after the last seen frame: the ceiling of the rows to its right.",
     ]
     groups = dict.fromkeys(
         tag.split("/")[2] for run in card.runs for tag in run.numbers if tag.startswith("state_skill/")
@@ -278,7 +279,11 @@ def cost(card: Scorecard) -> list[str]:
 
 def seeds(card: Scorecard) -> list[str]:
     """Runs that differ by their seed alone: mean with a t-interval over seeds."""
-    lines = ["## Over seeds", "", "Mean and 95 % t-interval over seeds (the intervals above are within one run)."]
+    lines = [
+        "## Over seeds",
+        "",
+        "Mean and 95 % t-interval over seeds of one recipe after equally many updates (the intervals above are within one run).",
+    ]
     measures = ("state_skill", "state_minus_persistence", "psnr_common", "psnr_native")
     tags = [
         f"{measure}/k{k}{'/task' * measure.startswith('state')}" for measure in measures for k in card.settings.horizons

@@ -31,11 +31,14 @@ class Scorecard:
 
     @property
     def groups(self) -> dict[str, list[RunScores]]:
-        """Runs of one recipe that differ by their seed, where there are two or more: title -> runs."""
-        recipes: dict[str, list[RunScores]] = {}
+        """Runs of one recipe, after equally many updates, that differ by their seed, where there are two or more: title -> runs.
+
+        A run that was stopped early is no seed of the finished ones: it stays out of their mean.
+        """
+        recipes: dict[tuple[str, int | None], list[RunScores]] = {}
         for run in self.runs:
             if run.facts.get("recipe") is not None:
-                recipes.setdefault(run.facts["recipe"], []).append(run)
+                recipes.setdefault((run.facts["recipe"], run.facts.get("updates")), []).append(run)
         return {
             f"{group[0].name} and {len(group) - 1} more seed{'s' * (len(group) > 2)}": group
             for group in recipes.values()

@@ -227,6 +227,16 @@ class GenieModule(WorldModel):
             losses |= self._world_losses(x_btchw, tokens_btn, self._world_step(step))
         return losses
 
+    @torch.no_grad()
+    def start_from(self, batch: Batch) -> None:
+        """Start the codebooks that begin by k-means. Until then nearly all vectors share a few random codes."""
+        x_btchw = self.frames_of(batch)[:, : self.frames]
+        for part, seen in ((self.tokenizer, x_btchw), (self.lam, self.lam.coarse(x_btchw))):
+            if part.settings.kmeans_start:
+                part.quantizer.train()(part.latents(seen))
+                part.quantizer.train(self.training)
+        self.dynamics.see_codes(self.tokenizer.quantizer.codebook)
+
     def _world_losses(self, x_btchw: Tensor, tokens_btn: Tensor, step: int) -> dict[str, Tensor]:
         """Losses of the latent action model and the dynamics at their own update ``step``."""
         by_pixels = self.lam_objective != "dynamics"

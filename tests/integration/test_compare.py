@@ -1,15 +1,18 @@
 """``lit-wm compare`` on real runs of two routes, and what it refuses."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from lit_wm.cli import compare
 from lit_wm.cli.main import main, run
 from lit_wm.errors import UserError
+from lit_wm.loading import load_run
 
 JEPA = {"patch": 16, "dim": 16, "depth": 1, "heads": 2, "predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
 BLOCKS = {"dim": 16, "heads": 2, "ffn": 32}
@@ -17,9 +20,10 @@ GENIE = {
     "frames": 12,
     "tokenizer": {**BLOCKS, "patch": 16, "encoder_blocks": 1, "decoder_blocks": 1, "codes": 16, "latent_dim": 4},
     "lam": {**BLOCKS, "patch": 16, "encoder_blocks": 1, "decoder_blocks": 1, "latent_dim": 4},
-    "dynamics": {**BLOCKS, "blocks": 1, "sampling_steps": 1},
+    "dynamics": {**BLOCKS, "blocks": 1, "sampling_steps": 1, "know_codes": True},
     "order": "joint",
 }
+GENIE["tokenizer"]["kmeans_start"] = GENIE["lam"]["kmeans_start"] = True
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,51 @@ def test_other_resolutions_and_unknown_shards_are_refused():
         compare.common_data([fake(), fake("b", size=32)], ["a", "b"], None)
     with pytest.raises(UserError, match="a does not say where its shards are: give --root"):
         compare.common_data([fake(root=None)], ["a"], None)
+
+
+def test_frames_of_all_ranks_are_counted(folder, tmp_path):
+    """A checkpoint of two ranks is one with two random states: each rank saw batches of its own."""
+    alone = load_run(folder / "runs/jepa")
+    checkpoint = torch.load(alone.checkpoint, weights_only=True)
+    checkpoint["lit_wm"]["random_state"] *= 2
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    two = dataclasses.replace(load_run(tmp_path / "last.ckpt"), config=alone.config)
+    assert (alone.ranks, two.ranks) == (1, 2)
+    assert compare.facts(alone)["frames_seen"] == 2 * 2 * 4
+    assert compare.facts(two)["frames_seen"] == 2 * 2 * 2 * 4
+
+
+def test_codebooks_of_the_floor_are_started_where_those_of_the_run_were(folder):
+    from datamodules.windows import fixed_clips
+
+    clips = fixed_clips(folder / "data", "train", 12, 64)
+    genie, jepa = load_run(folder / "runs/genie"), load_run(folder / "runs/jepa")
+    floor, again, built = (
+        compare.floor_model(genie, clips, 0),
+        compare.floor_model(genie, clips, 0),
+        genie.fresh_model(0),
+    )
+    assert not any(module.training for module in floor.modules())
+
+    def lost_by_quantising(model):
+        """The share of the latents' variance that their codes do not say."""
+        with torch.no_grad():
+            z = model.tokenizer.latents(clips["frames"] / 255)
+            quantizer = model.tokenizer.quantizer
+            return ((z - quantizer.embed(quantizer.encode(z))).square().mean() / z.var((0, 1, 2)).mean()).item()
+
+    assert lost_by_quantising(built) > 0.8 and lost_by_quantising(floor) < 0.4
+    assert torch.equal(floor.dynamics.codes, again.dynamics.codes)
+    weights, floor_weights = built.state_dict(), floor.state_dict()
+    changed = {name for name in weights if not torch.equal(weights[name], floor_weights[name])}
+    parts = {
+        f"{part}.quantizer.{name}" for part in ("tokenizer", "lam") for name in ("codebook", "usage", "sums", "updates")
+    }
+    assert changed == parts | {"dynamics.codes"}, "the weights are those of every floor"
+    plain = jepa.fresh_model(0).state_dict()
+    assert all(
+        torch.equal(value, plain[name]) for name, value in compare.floor_model(jepa, clips, 0).state_dict().items()
+    )
 
 
 def test_names_stay_unique_and_recipes_forget_seed_and_name_alone():

@@ -128,6 +128,21 @@ def test_imagination_samples_by_temperature_and_seed():
     assert model.decode(sampled).shape == (2, 3, 2, 3, 64, 64)
 
 
+def test_of_several_pictures_it_decodes_the_frames_alone():
+    spec = ExperienceSpec({"wrist": (64, 64, 3), "frames": (64, 64, 3), "depth": (64, 64, 1)}, PIXELS.action)
+    model = small(spec).eval()
+    state = model.observe(batch_of(spec))
+    stacked = model.decoder.pictures(state["deter"], state["stoch"])
+    assert stacked.shape == (2, 6, 7, 64, 64), "depth, frames, wrist: in sorted order"
+    assert torch.equal(model.decode(state), stacked[:, :, 1:4])
+    for other in (
+        ExperienceSpec({"camera": (64, 64, 3)}, PIXELS.action),
+        ExperienceSpec({"vector": (4,)}, PIXELS.action),
+    ):
+        model = small(other).eval()
+        assert model.decode(model.observe(batch_of(other))) is None
+
+
 def test_behavior_losses_stay_out_of_the_world_model_and_repval_enters_it():
     model, batch = small(), batch_of(PIXELS)
     post = model.filter(batch)

@@ -100,6 +100,24 @@ def test_rare_class_counts_as_much_as_a_common_one():
     assert always_no[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")  # scikit-learn leaves them out, as is meant
+def test_a_draw_that_misses_a_class_is_judged_on_the_classes_it_holds():
+    """Five episodes of class 0, one of 1 and one of 2: many draws miss a class, some hold one class alone."""
+    y = np.array([0.0] * 10 + [1.0] * 2 + [2.0] * 2)
+    draws, keep = episode_draws(np.arange(14) // 2, 200, 0), np.ones(14, bool)
+    held = np.array([len({y[i] for i in range(14) if w[draws.row[i]]}) for w in draws.weights])
+    assert set(held) == {1, 2, 3}
+    always_0 = balanced_accuracy_skill(y, np.zeros(14), draws, keep)
+    has_0 = draws.weights[:, :5].sum(1) > 0
+    assert np.isnan(always_0[held == 1]).all(), "one class alone says nothing"
+    assert always_0[(held > 1) & has_0] == pytest.approx(0), "a constant prediction is chance in every draw"
+    perfect = balanced_accuracy_skill(y, y, draws, keep)
+    assert perfect[held > 1] == pytest.approx(1)
+    weights, guess = draws.weights[np.flatnonzero(held == 2)[0]][draws.row], np.roll(y, 3)
+    expected = balanced_accuracy_score(y, guess, sample_weight=weights, adjusted=True)
+    assert balanced_accuracy_skill(y, guess, draws, keep)[held == 2][0] == pytest.approx(expected)
+
+
 def test_one_clip_beyond_anything_seen_does_not_ruin_the_score():
     x = randn(600, 5)
     y = x[:, :1].clamp(-1, 1)

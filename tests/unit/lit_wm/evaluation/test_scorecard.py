@@ -155,6 +155,19 @@ def test_runs_that_differ_by_seed_alone_get_intervals_over_seeds(card):
     assert not Scorecard(DATA, SETTINGS, [*card.runs, *twice]).groups, "the same seed twice is no second seed"
 
 
+def test_a_run_that_was_stopped_early_is_no_seed_of_the_finished_ones(card):
+    def variant(seed, updates):
+        facts = {**card.runs[0].facts, "seed": seed, "updates": updates}
+        return dataclasses.replace(card.runs[0], name=f"codes{seed}", facts=facts)
+
+    finished, stopped = [variant(0, 100), variant(1, 100)], variant(2, 40)
+    groups = Scorecard(DATA, SETTINGS, [stopped, *finished]).groups
+    assert {title: [run.name for run in group] for title, group in groups.items()} == {
+        "codes0 and 1 more seed": ["codes0", "codes1"]
+    }
+    assert not Scorecard(DATA, SETTINGS, [stopped, finished[0]]).groups
+
+
 def test_cells():
     notes = report.Notes()
     assert notes.cell(Number(0.714, 9, 0.66, 0.75), report.fixed(2)) == "0.71 [0.66, 0.75]"
