@@ -27,6 +27,8 @@ class DynamicsSettings:
             (``imagine(temperature=...)``) multiplies it.
         know_codes: tokens enter as the tokenizer's code vectors, and logits gain a term linear in them, so that what is learnt
             of one token serves its likes. Off, the paper's plain vocabulary, every token is learnt by itself.
+        neighbours: each token enters together with the eight around it, by a 3x3 convolution within its frame. Without it (the
+            paper) attention alone must learn that what leaves one place enters the next.
         whole_frames: in training, each frame but the first is left whole with this probability. In the paper (0) a clip's
             frames are all masked at one rate, so that hardly any prediction is learnt from a past as whole as when sampling.
     """
@@ -38,6 +40,7 @@ class DynamicsSettings:
     sampling_steps: int = 25
     temperature: float = 2.0
     know_codes: bool = False
+    neighbours: bool = False
     whole_frames: float = 0.0
 
 
@@ -60,7 +63,7 @@ class DynamicsModel(nn.Module):
     ) -> None:
         super().__init__()
         s = self.settings = settings
-        self.frames, self.tokens = frames, grid[0] * grid[1]
+        self.frames, self.grid, self.tokens = frames, grid, grid[0] * grid[1]
         vocabulary, width = codebook.shape
         if s.know_codes:
             self.register_buffer("codes", torch.empty(vocabulary, width))
@@ -69,6 +72,7 @@ class DynamicsModel(nn.Module):
         else:
             self.token_in = nn.Embedding(vocabulary, s.dim)
         self.mask_token = nn.Parameter(torch.randn(s.dim) * 0.02)
+        self.around = nn.Conv2d(s.dim, s.dim, 3, padding=1) if s.neighbours else None
         self.action_in = nn.Linear(action_dim, s.dim)
         self.transformer = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.blocks)
         self.head = nn.Linear(s.dim, vocabulary)
@@ -98,6 +102,9 @@ class DynamicsModel(nn.Module):
             first: the first of these frames begins the clip: nothing led to it.
         """
         h_btnd = torch.where(mask_btn[..., None], self.mask_token, self.token_vectors(tokens_btn))
+        if self.around is not None:
+            x_mdhw = h_btnd.flatten(0, 1).mT.unflatten(2, self.grid)
+            h_btnd = h_btnd + self.around(x_mdhw).flatten(2).mT.unflatten(0, h_btnd.shape[:2])
         if action_bta is None or action_bta.shape[1] == 0:
             return h_btnd
         led_btd = self.action_in(action_bta)

@@ -20,10 +20,12 @@ SETTINGS = DynamicsSettings(dim=16, heads=2, ffn=32, blocks=2, sampling_steps=4,
 VOCABULARY, N, W = 12, 6, 6
 
 
-@pytest.fixture(params=[False, True], ids=["vocabulary", "know_codes"])
+@pytest.fixture(
+    params=[{}, {"know_codes": True}, {"neighbours": True}], ids=lambda options: next(iter(options), "paper")
+)
 def model(request):
     torch.manual_seed(0)
-    settings = replace(SETTINGS, know_codes=request.param)
+    settings = replace(SETTINGS, **request.param)
     m = DynamicsModel((2, 3), W, torch.randn(VOCABULARY, 5), 4, settings).eval()
     torch.nn.init.normal_(m.head.weight)  # decided opinions, so that a wrong input would show
     return m
@@ -197,5 +199,6 @@ def test_parameters_in_closed_form(model):
     block = 2 * (4 * d * d + 4 * d) + (2 * d * 32 + 32 + d) + 6 * d
     known = model.settings.know_codes
     tokens_in, codes_out = (5 * d + d, d * 5 + 5) if known else (VOCABULARY * d, 0)
-    expected = 2 * block + 2 * 2 * d + tokens_in + codes_out + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
+    around = 9 * d * d + d if model.settings.neighbours else 0
+    expected = around + 2 * block + 2 * 2 * d + tokens_in + codes_out + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
     assert sum(p.numel() for p in model.parameters()) == expected
