@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,47 +19,14 @@ from lit_wm.distributed import global_sum, world_size
 from lit_wm.errors import UserError, check_bounds
 from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
+from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, OptimizerSettings, trained_parts
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
-from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
 from lit_wm.world_model import WorldModel
 
-PARTS = ("tokenizer", "lam", "dynamics")
-ORDERS = ("staged", "joint", "tokenizer", "world")
 OBJECTIVES = ("pixel", "dynamics", "both")
-DECAYS = ("constant", "cosine", "linear")
 DECODE_WINDOWS = 256  # windows decoded at once: bounds memory, not results
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """How one part learns.
-
-    Args:
-        lr: the highest learning rate.
-        warmup_steps: updates of linear rise, counted from the part's own first update.
-        decay: ``constant``, ``cosine`` over the rest, or ``linear`` over the last ``decay_share`` of the rest.
-        final_factor: what is left of ``lr`` at the end.
-        decay_share: see ``decay``.
-    """
-
-    lr: float = 3e-5
-    warmup_steps: int = 5000
-    decay: str = "cosine"
-    final_factor: float = 0.1
-    decay_share: float = 0.4
-
-    def factor(self, step: int, total: int) -> float:
-        """Factor of ``lr`` at this part's update ``step`` of ``total``; 0 before its first."""
-        if step < 0:
-            return 0.0
-        if self.decay == "constant":
-            return warmup_constant_factor(step, self.warmup_steps)
-        if self.decay == "cosine":
-            return warmup_cosine_factor(step, self.warmup_steps, total, self.final_factor)
-        falling = int(self.decay_share * total)
-        return warmup_linear_factor(step, self.warmup_steps, total, self.final_factor, falling)
 
 
 LEAST_DYNAMICS = {"dim": 4, "heads": 1, "ffn": 1, "blocks": 1, "sampling_steps": 1, "temperature": 0}
@@ -92,15 +59,6 @@ def settings_from(cls: type[Settings], given: Settings | dict[str, Any], name: s
         return cls(**given)
     except TypeError as error:
         raise UserError(f"'{name}' of the genie model: {str(error).split('__init__() ')[-1]}") from error
-
-
-def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...]:
-    """Which parts learn at update ``step``: the whole difference between the paper's and the article's order."""
-    if order == "joint":
-        return PARTS
-    if order == "tokenizer" or (order == "staged" and step < tokenizer_steps):
-        return PARTS[:1]
-    return PARTS[1:]
 
 
 class GenieModule(WorldModel):

@@ -14,7 +14,7 @@ from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.errors import UserError
 from lit_wm.genie import GenieModule
-from lit_wm.genie.module import PARTS, OptimizerSettings, trained_parts
+from lit_wm.genie.learning_order import PARTS, OptimizerSettings, trained_parts
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (5,)))
 CODER = {"patch": 4, "dim": 16, "heads": 2, "ffn": 32, "encoder_blocks": 1, "decoder_blocks": 1, "codebook": "ema"}

@@ -1,0 +1,50 @@
+"""Which part of Genie learns when, and at what rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
+
+PARTS = ("tokenizer", "lam", "dynamics")
+ORDERS = ("staged", "joint", "tokenizer", "world")
+DECAYS = ("constant", "cosine", "linear")
+
+
+def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...]:
+    """Which parts learn at update ``step``: the whole difference between the paper's and the article's order."""
+    if order == "joint":
+        return PARTS
+    if order == "tokenizer" or (order == "staged" and step < tokenizer_steps):
+        return PARTS[:1]
+    return PARTS[1:]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How one part learns.
+
+    Args:
+        lr: the highest learning rate.
+        warmup_steps: updates of linear rise, counted from the part's own first update.
+        decay: ``constant``, ``cosine`` over the rest, or ``linear`` over the last ``decay_share`` of the rest.
+        final_factor: what is left of ``lr`` at the end.
+        decay_share: see ``decay``.
+    """
+
+    lr: float = 3e-5
+    warmup_steps: int = 5000
+    decay: str = "cosine"
+    final_factor: float = 0.1
+    decay_share: float = 0.4
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor of ``lr`` at this part's update ``step`` of ``total``; 0 before its first."""
+        if step < 0:
+            return 0.0
+        if self.decay == "constant":
+            return warmup_constant_factor(step, self.warmup_steps)
+        if self.decay == "cosine":
+            return warmup_cosine_factor(step, self.warmup_steps, total, self.final_factor)
+        falling = int(self.decay_share * total)
+        return warmup_linear_factor(step, self.warmup_steps, total, self.final_factor, falling)
