@@ -30,7 +30,7 @@ demo: install  ## record Pong, train the three routes, print the scorecard; run 
 	done
 	@$(BIN)/lit-wm compare runs/dreamer_pong runs/genie_pong runs/jepa_pong --out scorecards/pong
 
-sprites: install  ## the sprites comparison: three routes, SEEDS="0 1 2", one scorecard (an estimated two hours on 2 cores); goes on
+sprites: install  ## the sprites comparison: three routes, SEEDS="0 1 2", one scorecard (about two hours); goes on
 	@$(BIN)/lit-wm record --if-missing --env sprites --policy sticky --steps 30000 --seed 0 --out data/sprites
 	@for seed in $(SEEDS); do for route in dreamer genie jepa; do \
 	  $(BIN)/lit-wm fit --config configs/$$route/sprites.yaml --seed_everything $$seed --data.init_args.seed $$seed \
