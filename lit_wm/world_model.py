@@ -122,7 +122,7 @@ class WorldModel(LightningModule):
         self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
-            if corrupt := getattr(self.trainer.datamodule, "corrupt_chunks", 0):
+            if corrupt := getattr(self._datamodule, "corrupt_chunks", 0):
                 self.log("data/corrupt_chunks", float(corrupt))
         return total
 
@@ -194,8 +194,12 @@ class WorldModel(LightningModule):
 
     def _data_hash(self) -> str | None:
         """Hash of the data the trainer reads; None without a trainer or for data that has none."""
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
-        return getattr(data, "data_hash", None)
+        return getattr(self._datamodule, "data_hash", None)
+
+    @property
+    def _datamodule(self) -> Any:
+        """What the trainer reads from; None without a trainer, or where loaders were given to it."""
+        return getattr(self._trainer, "datamodule", None)
 
 
 def without_padding(batch: Batch) -> tuple[Batch, int]:

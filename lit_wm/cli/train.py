@@ -103,7 +103,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.spec", "model.init_args.experience", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        files = config_files(sys.argv)
+        files = config_files(sys.argv[1:])
         try:
             super().parse_arguments(parser, args)
         except UserError as error:

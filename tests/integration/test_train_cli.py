@@ -72,6 +72,11 @@ def test_interpolation_across_files(home, monkeypatch, words, expected):
     assert config.model.hparams.warmup_steps == expected
 
 
+def test_the_name_of_the_program_is_no_option(home, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c"])  # as under `python -c`
+    assert parsed(monkeypatch, "-c", "tiny.yaml").model.hparams.warmup_steps == 2
+
+
 def test_fit_writes_a_run_that_loads_goes_on_and_is_never_overwritten(home, capsys):
     cli.main(["fit", "-c", "tiny.yaml"])
     run = load_run("runs/tiny")
