@@ -25,14 +25,13 @@ from datamodules.codec import ChunkMeta, Rows, check_codec, decode_chunk, decode
 from datamodules.experience import ExperienceError, ExperienceSpec, check_episode
 from datamodules.index import (
     INDEX_NAME,
-    SHARD_NAME,
     Index,
     Shard,
     read_index,
-    require_no_lost_index,
     sync_folder,
     write_index,
 )
+from datamodules.recording_folder import is_ours, prepare, swap
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
 
@@ -73,9 +72,10 @@ class ShardWriter:
         shard_steps: a shard is closed when it holds at least so many steps.
         holdout: of so many episodes one is held out for ``val`` and one for ``test``; 0 holds out none.
         overwrite: replace an earlier recording, once the new one is complete.
+        resume: the :meth:`state` of a writer of this folder to go on from; what it wrote after that is forgotten.
 
     Raises:
-        ExperienceError: ``root`` already holds something, or an argument cannot work.
+        ExperienceError: ``root`` already holds something, an argument cannot work, or what ``resume`` names is gone.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class ShardWriter:
         shard_steps: int = 4096,
         holdout: int = 10,
         overwrite: bool = False,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
         if holdout and holdout < 3:
             raise ExperienceError(f"holdout is {holdout}: it must be 0 (hold out nothing) or at least 3")
@@ -98,7 +99,7 @@ class ShardWriter:
         chunk_steps = check_codec(spec, codec, chunk_steps)
         self._shard_steps, self._holdout = shard_steps, holdout
         try:
-            self._folder = _prepare(self.root, overwrite)
+            self._folder = prepare(self.root, overwrite) if resume is None else self.root
         except OSError as error:
             raise ExperienceError(f"cannot write to {self.root}: {error.strerror or error}") from error
         made = dict(environment), str(policy), int(seed)
@@ -106,6 +107,8 @@ class ShardWriter:
         self._open: dict[str, _OpenShard] = {}
         self._episodes = 0
         self._failed = False
+        if resume is not None:
+            self._take_up(resume)
 
     @property
     def episodes(self) -> int:
@@ -173,9 +176,55 @@ class ShardWriter:
         if not self._index.complete:
             self._set_complete()
         if self._folder != self.root:
-            _swap(self._folder, self.root)
+            swap(self._folder, self.root)
             self._folder = self.root
         return read_index(self.root)
+
+    def state(self) -> dict[str, Any]:
+        """Where the recording stands, in plain types, once all of it is on the disk; for ``resume``."""
+        for shard in self._open.values():
+            os.fsync(shard.file.fileno())
+        sync_folder(self._folder)
+        opened = {
+            split: {
+                "path": shard.target.name,
+                "bytes": shard.bytes,
+                "samples": shard.samples,
+                "episodes": list(shard.episodes),
+            }
+            for split, shard in self._open.items()
+        }
+        return {"finished": [shard.path for shard in self._index.shards], "open": opened, "episodes": self._episodes}
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        """Make the folder what it was at ``state``. Killed on the way, it can be done again."""
+        there = {}
+        if (self.root / INDEX_NAME).exists():
+            there = {shard.path: shard for shard in read_index(self.root).shards}
+        if lost := sorted(set(state["finished"]) - there.keys()):
+            raise ExperienceError(f"{self.root / lost[0]} is missing: the recording cannot be gone on with")
+        self._index = replace(self._index, shards=tuple(there[path] for path in state["finished"]))
+        self._episodes = state["episodes"]
+        if self._index.shards:
+            write_index(self._index)
+        else:
+            (self.root / INDEX_NAME).unlink(missing_ok=True)
+        for split, opened in state["open"].items():
+            target = self.root / opened["path"]
+            part = target.with_name(f".{target.name}.part")
+            if target.exists():  # finished after that state
+                os.replace(target, part)
+            if not part.exists() or part.stat().st_size < opened["bytes"]:
+                raise ExperienceError(f"{part} is missing or too short: the recording cannot be gone on with")
+            file = open(part, "r+b", buffering=0)  # noqa: SIM115 (closed by _finish)
+            file.truncate(opened["bytes"])
+            file.seek(opened["bytes"])
+            episodes = [(number, steps) for number, steps in opened["episodes"]]
+            self._open[split] = _OpenShard(target, part, file, opened["bytes"], opened["samples"], episodes)
+        known = {INDEX_NAME, *state["finished"], *(shard.part.name for shard in self._open.values())}
+        for path in self.root.iterdir():
+            if path.name not in known and is_ours(path.name):
+                path.unlink()
 
     def _encode(self, rows: Mapping[str, np.ndarray], number: int, length: int) -> tuple[bytes, int]:
         """An episode as a piece of a tar file without the end mark, and its number of chunks."""
@@ -262,42 +311,6 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _prepare(root: Path, overwrite: bool) -> Path:
-    """The folder to write into: ``root``, or a sibling of it while an old recording is in its place."""
-    if root.exists() and not root.is_dir():
-        raise ExperienceError(f"{root} is a file: --out names a folder")
-    found = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    foreign = [name for name in found if not _is_ours(name)]
-    if foreign:
-        raise ExperienceError(f"{root} holds '{foreign[0]}', which is no recording: choose another folder")
-    if INDEX_NAME not in found:
-        require_no_lost_index(root, found)
-        root.mkdir(parents=True, exist_ok=True)
-        for name in found:  # .part files, left by a writer that was killed before its first shard was complete
-            (root / name).unlink()
-        return root
-    if not overwrite:
-        raise ExperienceError(f"{root} already holds a recording: choose another folder, or overwrite it on purpose")
-    folder = root.with_name(f".{root.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
-
-
-def _is_ours(name: str) -> bool:
-    bare = name[1 : -len(".part")] if name.startswith(".") and name.endswith(".part") else name
-    return bare == INDEX_NAME or SHARD_NAME.fullmatch(bare) is not None
-
-
-def _swap(new: Path, root: Path) -> None:
-    old = root.with_name(f".{root.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(root, old)
-    os.rename(new, root)
-    sync_folder(root.parent)
-    shutil.rmtree(old)
 
 
 def read_chunks(index: Index, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -343,3 +344,47 @@ def test_the_table_of_codecs_is_printed_from_a_recording(make_recording, capsys)
     measure_codecs.measure(str(make_recording([20] * 4)), frames=21, repeats=1)
     printed = capsys.readouterr().out
     assert "20 frames of 8x8x3 in chunks of 7" in printed and "| webp, method 0, quality 80 |" in printed
+
+
+def test_a_writer_goes_on_from_any_of_its_states_as_if_nothing_had_been_written_since(
+    tmp_path, made_spec, make_episode
+):
+    """Killed after n episodes and taken up from its state after k: the folder in the end is that of one that never stopped."""
+    episodes = [make_episode(made_spec, number, 9 + 5 * (number % 4)) for number in range(14)]
+    options = {"environment": {"id": "made"}, "policy": "agent", "seed": 0, "shard_steps": 40, "holdout": 3}
+
+    def files(root):
+        return {path.name: path.read_bytes() for path in root.iterdir()}
+
+    with ShardWriter(tmp_path / "whole", made_spec, **options) as writer:
+        for episode in episodes:
+            writer.write_episode(episode)
+    for k, n in ((0, 0), (0, 8), (3, 3), (3, 14), (7, 9), (11, 14)):
+        root = tmp_path / f"{k}-{n}"
+        writer = ShardWriter(root, made_spec, **options)
+        for number in range(n):
+            if number == k:
+                state = writer.state()
+            writer.write_episode(episodes[number])
+        state = writer.state() if k == n else json.loads(json.dumps(state))
+        if n == 14:
+            writer.close()  # it had even come to its end
+        with ShardWriter(root, made_spec, **options, resume=state) as again:
+            assert again.episodes == k
+            for episode in episodes[k:]:
+                again.write_episode(episode)
+        assert files(root) == files(tmp_path / "whole")
+
+
+def test_a_state_whose_files_are_gone_is_refused(tmp_path, made_spec, make_episode):
+    options = {"environment": {"id": "made"}, "policy": "agent", "seed": 0, "shard_steps": 40, "holdout": 0}
+    writer = ShardWriter(tmp_path / "data", made_spec, **options)
+    for number in range(4):
+        writer.write_episode(make_episode(made_spec, number, 15))
+    state = writer.state()
+    (tmp_path / "data" / ".train-000001.tar.part").unlink()
+    with pytest.raises(ExperienceError, match=r"train-000001\.tar\.part is missing or too short"):
+        ShardWriter(tmp_path / "data", made_spec, **options, resume=state)
+    (tmp_path / "data" / "index.json").unlink()
+    with pytest.raises(ExperienceError, match=r"train-000000\.tar is missing"):
+        ShardWriter(tmp_path / "data", made_spec, **options, resume=state)

@@ -1,0 +1,48 @@
+"""The folder of a recording: what may be written into, and how a new recording takes the place of an old one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from datamodules.experience import ExperienceError
+from datamodules.index import INDEX_NAME, SHARD_NAME, require_no_lost_index, sync_folder
+
+
+def prepare(root: Path, overwrite: bool) -> Path:
+    """The folder to write into: ``root``, or a sibling of it while an old recording is in its place."""
+    if root.exists() and not root.is_dir():
+        raise ExperienceError(f"{root} is a file: --out names a folder")
+    found = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    foreign = [name for name in found if not is_ours(name)]
+    if foreign:
+        raise ExperienceError(f"{root} holds '{foreign[0]}', which is no recording: choose another folder")
+    if INDEX_NAME not in found:
+        require_no_lost_index(root, found)
+        root.mkdir(parents=True, exist_ok=True)
+        for name in found:  # .part files, left by a writer that was killed before its first shard was complete
+            (root / name).unlink()
+        return root
+    if not overwrite:
+        raise ExperienceError(f"{root} already holds a recording: choose another folder, or overwrite it on purpose")
+    folder = root.with_name(f".{root.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name is a recording's: its index, a shard, or one of them being written."""
+    bare = name[1 : -len(".part")] if name.startswith(".") and name.endswith(".part") else name
+    return bare == INDEX_NAME or SHARD_NAME.fullmatch(bare) is not None
+
+
+def swap(new: Path, root: Path) -> None:
+    """Put a finished recording into the place of an old one, which is gone only when the new one is there."""
+    old = root.with_name(f".{root.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(root, old)
+    os.rename(new, root)
+    sync_folder(root.parent)
+    shutil.rmtree(old)
