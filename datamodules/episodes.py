@@ -103,10 +103,10 @@ class EpisodeDataModule(LightningDataModule):
         self._train_loader = TrainLoader(self.index, self._settings, self._place(), **self._train)
         return self._train_loader
 
-    @property
-    def corrupt_chunks(self) -> int:
-        """Chunks that training met so far and could not use, on this rank."""
-        return sum(self._train_loader.corrupt.values()) if self._train_loader is not None else 0
+    def statistics(self) -> dict[str, float]:
+        """What a training step logs about the data: chunks met so far that could not be used, on this rank."""
+        corrupt = sum(self._train_loader.corrupt.values()) if self._train_loader is not None else 0
+        return {"data/corrupt_chunks": float(corrupt)} if corrupt else {}
 
     def val_dataloader(self) -> WindowLoader:
         return WindowLoader(self.index, "val", self._settings, self._place())

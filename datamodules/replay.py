@@ -1,274 +1,221 @@
-"""Replay: a bounded memory of what several environments delivered, sampled uniformly over all starts of a sequence.
-
-Each environment fills a *stream* of rows, episode after episode, kept in blocks; the oldest block is dropped when
-there are more rows than the memory may hold. A sequence is a run of rows of one stream and may cross from one episode
-into the next (``is_first`` marks where). Beside each row stand *latents*: the recurrent state that the policy had there,
-which training replaces by its own, newer one.
-"""
+"""ReplayDataModule: an agent acts, what it meets is stored, and it learns from that: online training for Lightning."""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.envs import describe, vector_env
 from datamodules.experience import ExperienceError
+from datamodules.online import OnlineLoader, OnlineSettings
+from datamodules.play import PlayLoader
+from datamodules.replay_memory import Replay
+from datamodules.shards import ShardWriter
 
-Rows = dict[str, np.ndarray]
-Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # key -> shape and dtype of one row
-
-
-@dataclass
-class Block:
-    """Consecutive rows of a stream; arrays are allocated whole, the first ``size`` rows are filled."""
-
-    rows: Rows
-    latents: Rows
-    size: int = 0
-    rows_file: str | None = None  # where they were saved as they are now; None if they changed since
-    latents_file: str | None = None
+REPLAY, EPISODES = "replay", "episodes"  # folders of a run
+TRAIN, TEST = 0, 1  # streams of random numbers that have nothing in common
 
 
-@dataclass
-class Stream:
-    """What one environment delivered. Rows are counted from its very first one, dropped or not."""
+class ReplayDataModule(LightningDataModule):
+    """Batches from a replay that the model under training fills by acting in environments.
 
-    blocks: list[Block] = field(default_factory=list)
-    dropped: int = 0  # rows before the first block that is still there
-    count: int = 0  # rows ever added
-
-    @property
-    def held(self) -> int:
-        """Rows that are still there."""
-        return self.count - self.dropped
-
-
-class Replay:
-    """See the module's text.
+    Before each batch the environments are stepped as ``train_ratio`` asks for, by ``trainer.lightning_module.policy(seed)``.
+    Every finished episode is also written to ``RUN/episodes`` in the shard format, so that what was collected can train
+    any route. A checkpoint names files in ``RUN/replay``; resuming goes on with the same replay, environments and random
+    numbers (an environment that cannot go back to its place begins a new episode). ``test`` plays whole episodes.
 
     Args:
-        layout: key -> (shape, dtype) of a row.
-        latents: the same of what is stored beside it; empty for a model without memory.
-        streams: number of environments.
-        length: rows of a sequence.
-        capacity: most rows held, over all streams; rounded up to whole blocks.
-        online: serve each new, non-overlapping sequence once before sampling, so that all that is new is seen at least once.
-        seed: of the sampling.
-        block: rows of a block.
+        env: ``sprites``, ``pong``, any Gymnasium id, or ``envpool:TASK``.
+        env_args: options of the environment.
+        num_envs: environments side by side (the reference: 16; 1 for Atari100k, Crafter and BSuite).
+        processes: processes they are spread over; 0 steps them in this one.
+        batch_size: B, sequences of a batch on each rank.
+        clip_length: T, trained steps of a sequence; one more, before them, tells the state they start from.
+        train_ratio: trained steps per environment step (the reference: 32; 256 for DMC vision, 1024 for DMC proprio).
+        capacity: most rows held, on each rank. The reference's 5 million take 12 kB each for 64x64x3 pictures, and
+            4 (D + S) bytes for latents (size1m: 2.2 kB); the oldest rows are dropped.
+        start_after: sequences that must be there before training begins; None: as many as a batch has steps, B T.
+        online_queue: draw each new, non-overlapping sequence once before drawing uniformly.
+        seed: of the environments, the policy and the drawing.
+        keep_episodes: write finished episodes to ``RUN/episodes``.
+        test_episodes: whole episodes that ``test`` plays, the same number in each environment.
+        test_videos: of how many of them ``test`` keeps the pictures.
+        epoch_batches: batches that Lightning calls an epoch.
+
+    Raises:
+        ExperienceError: an unknown environment or option, or an argument that cannot work.
     """
 
     def __init__(
         self,
-        layout: Layout,
-        latents: Layout,
-        streams: int,
-        length: int,
-        capacity: int,
-        online: bool = True,
+        env: str,
+        env_args: dict[str, Any] | None = None,
+        num_envs: int = 16,
+        processes: int = 0,
+        batch_size: int = 16,
+        clip_length: int = 64,
+        train_ratio: float = 32.0,
+        capacity: int = 5_000_000,
+        start_after: int | None = None,
+        online_queue: bool = True,
         seed: int = 0,
-        block: int = 1024,
+        keep_episodes: bool = True,
+        test_episodes: int = 100,
+        test_videos: int = 1,
+        epoch_batches: int = 1000,
     ) -> None:
-        self.layout, self.latent_layout = layout, latents
-        self.length, self.capacity, self.online, self.block = length, capacity, online, block
-        self.streams = [Stream() for _ in range(streams)]
-        self.queue: deque[tuple[int, int]] = deque()  # (stream, first row) of new sequences
-        self.generator = np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        """Rows held."""
-        return sum(stream.held for stream in self.streams)
+        super().__init__()
+        start_after = batch_size * clip_length if start_after is None else start_after
+        for name, value, least in (
+            ("num_envs", num_envs, 1),
+            ("processes", processes, 0),
+            ("batch_size", batch_size, 1),
+            ("clip_length", clip_length, 2),
+            ("start_after", start_after, 1),
+            ("capacity", capacity, start_after + num_envs * clip_length),
+            ("seed", seed, 0),
+            ("test_episodes", test_episodes, 1),
+            ("test_videos", test_videos, 0),
+            ("epoch_batches", epoch_batches, 1),
+        ):
+            if value < least:
+                raise ExperienceError(f"{name} is {value}, it must be at least {least}")
+        if train_ratio <= 0:
+            raise ExperienceError(f"train_ratio is {train_ratio}, it must be above 0")
+        self.env_id, self.env_args = env, dict(env_args or {})
+        self.num_envs, self.processes, self.keep_episodes = num_envs, processes, keep_episodes
+        self.test_episodes, self.test_videos = test_episodes, test_videos
+        self.settings = OnlineSettings(
+            batch_size, clip_length, train_ratio, capacity, start_after, online_queue, seed, epoch_batches
+        )
+        self._spec = describe(env, **self.env_args)
+        self._loader: OnlineLoader | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._saved: list[dict[str, Any]] = []  # replay states whose files a checkpoint may still need
 
     @property
-    def sequences(self) -> int:
-        """Sequences that can be drawn."""
-        return sum(self._starts())
+    def spec(self) -> dict[str, Any]:
+        """What a model must be built for, as plain JSON types (``ExperienceSpec.to_dict()``)."""
+        return self._spec.to_dict()
 
-    def add(self, stream: int, row: Mapping[str, Any], latents: Mapping[str, Any]) -> None:
-        """Append one row to a stream; drops the oldest block if there are too many."""
-        one = self.streams[stream]
-        if not one.blocks or one.blocks[-1].size == self.block:
-            one.blocks.append(self._new_block())
-        last = one.blocks[-1]
-        for arrays, values in ((last.rows, row), (last.latents, latents)):
-            for key, array in arrays.items():
-                array[last.size] = values[key]
-        last.size += 1
-        last.rows_file = last.latents_file = None
-        one.count += 1
-        if self.online and one.count % self.length == 0:
-            self.queue.append((stream, one.count - self.length))
-        while len(self) > self.capacity and self._drop_oldest():
-            pass
-
-    def change_last(self, stream: int, values: Mapping[str, Any]) -> None:
-        """Correct the newest row of a stream, when its episode turns out to have ended there."""
-        last = self.streams[stream].blocks[-1]
-        last.rows_file = None
-        for key, value in values.items():
-            last.rows[key][last.size - 1] = value
-
-    def sample(self, batch: int) -> Rows:
-        """Draw sequences.
-
-        Returns:
-            key -> (B,L,...), latents of the first row of each as ``latent_KEY`` (B,...), and ``stream`` and ``step`` (B,).
+    def setup(self, stage: str) -> None:
+        """Refuse a model that cannot act.
 
         Raises:
-            ValueError: there is no whole sequence yet.
+            ExperienceError: it has no policy, or there is nothing to play in this stage.
         """
-        places = [self._draw() for _ in range(batch)]
-        parts = [self._rows(stream, start, start + self.length) for stream, start in places]
-        sequences = {key: np.stack([part[key] for part in parts]) for key in self.layout}
-        first = [self._locate(stream, start) for stream, start in places]
-        carry = {f"latent_{key}": np.stack([b.latents[key][i] for b, i in first]) for key in self.latent_layout}
-        stream, step = np.array(places, np.int64).T
-        return sequences | carry | {"stream": stream, "step": step}
-
-    def write_back(self, stream: Sequence[int], step: Sequence[int], latents: Mapping[str, np.ndarray]) -> None:
-        """Replace the latents of rows ``step`` to ``step + T`` of each stream; rows that were dropped meanwhile are passed over.
-
-        Args:
-            stream, step: (B,).
-            latents: key -> (B,T,...).
-        """
-        for b, (s, start) in enumerate(zip(stream, step, strict=True)):
-            steps = len(next(iter(latents.values()))[b])
-            at = max(int(start), self.streams[s].dropped)
-            while at < start + steps:
-                block, offset = self._locate(s, at)
-                n = min(self.block - offset, int(start) + steps - at)
-                block.latents_file = None
-                for key, array in block.latents.items():
-                    array[offset : offset + n] = latents[key][b, at - start : at - start + n]
-                at += n
-
-    # ---- on the disk ---------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Write what changed since the last save into new files, whose names end in ``tag``.
-
-        Returns:
-            Plain types that name all files and hold the state of the sampling; see :meth:`load`. Older files stay: a state
-            that names them may still be the only safe one (see :meth:`tidy`).
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        streams = []
-        for s, stream in enumerate(self.streams):
-            first = stream.dropped // self.block
-            for b, block in enumerate(stream.blocks, first):
-                if block.rows_file is None:
-                    block.rows_file = _write(folder / f"rows-{s}-{b}-{tag}.npz", block.rows, block.size)
-                if block.latents and block.latents_file is None:
-                    block.latents_file = _write(folder / f"latents-{s}-{b}-{tag}.npz", block.latents, block.size)
-            blocks = [(block.rows_file, block.latents_file, block.size) for block in stream.blocks]
-            streams.append({"count": stream.count, "dropped": stream.dropped, "blocks": blocks})
-        generator = json.dumps(self.generator.bit_generator.state)
-        return {"streams": streams, "queue": list(self.queue), "generator": generator, "block": self.block}
-
-    def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Become what :meth:`save` wrote.
-
-        Raises:
-            ExperienceError: a file is missing or broken, or the state is of a replay with another number of streams.
-        """
-        if len(state["streams"]) != len(self.streams) or state["block"] != self.block:
+        model = self.trainer.lightning_module
+        if not hasattr(model, "policy"):
             raise ExperienceError(
-                f"the replay in {folder} is of {len(state['streams'])} environments, not of {len(self.streams)}"
+                f"{type(model).__name__} cannot act: a ReplayDataModule needs a model with a policy, such as"
+                " DreamerModule; record shards with `lit-wm record` and give an EpisodeDataModule for the others"
             )
-        for stream, saved in zip(self.streams, state["streams"], strict=True):
-            stream.count, stream.dropped, stream.blocks = saved["count"], saved["dropped"], []
-            for rows_file, latents_file, size in saved["blocks"]:
-                block = self._new_block()
-                block.size, block.rows_file, block.latents_file = size, rows_file, latents_file
-                for name, arrays in ((rows_file, block.rows), (latents_file, block.latents)):
-                    if name is not None:
-                        _read(folder / name, arrays, size)
-                stream.blocks.append(block)
-        self.queue = deque((stream, start) for stream, start in state["queue"])
-        self.generator.bit_generator.state = json.loads(state["generator"])
+        if stage in ("validate", "predict"):
+            raise ExperienceError(f"a ReplayDataModule plays in `fit` and `test`, there is nothing to {stage}")
 
-    @staticmethod
-    def tidy(folder: Path, states: Sequence[Mapping[str, Any]]) -> None:
-        """Delete the files that none of the states names."""
-        named = {name for state in states for s in state["streams"] for block in s["blocks"] for name in block[:2]}
-        for path in folder.glob("*.npz*"):
-            if path.name not in named:
-                path.unlink()
+    def train_dataloader(self) -> OnlineLoader:
+        """The environments are made here, and brought back to where the checkpoint left them."""
+        state = self._my_part(self._resumed)
+        self._loader = OnlineLoader(self._environments(TRAIN), self._agent(TRAIN), self.settings, self._writer(state))
+        if state is not None:
+            source = Path(self.trainer.ckpt_path).parent.parent / self._named(REPLAY)
+            self._loader.load(state, source, self._goes_on_here())
+            self._saved = [state["replay"]] if self._goes_on_here() else []
+            if lost := self._loader.not_restored:
+                rank_zero_warn(f"{lost} environments could not go back to their place and begin new episodes")
+        self._resumed = None
+        return self._loader
 
-    # ---- where rows are ------------------------------------------------------------------------------------------
+    def test_dataloader(self) -> PlayLoader:
+        return PlayLoader(self._environments(TEST), self._agent(TEST), self.test_episodes, self.test_videos)
 
-    def _starts(self) -> list[int]:
-        return [max(0, stream.held - self.length + 1) for stream in self.streams]
+    def write_back(self, batch: dict[str, torch.Tensor], latents: dict[str, torch.Tensor]) -> None:
+        """Newer latents for rows 1..T of a batch; see :meth:`OnlineLoader.write_back`."""
+        if self._loader is not None:
+            self._loader.write_back(batch, latents)
 
-    def _draw(self) -> tuple[int, int]:
-        while self.queue:
-            stream, start = self.queue.popleft()
-            if start >= self.streams[stream].dropped:
-                return stream, start
-        starts = np.cumsum(self._starts())
-        if not starts[-1]:
-            raise ValueError(f"no stream holds {self.length} rows yet")
-        at = int(self.generator.integers(starts[-1]))
-        stream = int(np.searchsorted(starts, at, side="right"))
-        before = int(starts[stream - 1]) if stream else 0
-        return stream, self.streams[stream].dropped + at - before
+    def statistics(self) -> dict[str, float]:
+        """What a training step logs about the data."""
+        return self._loader.statistics() if self._loader is not None else {}
 
-    def _locate(self, stream: int, row: int) -> tuple[Block, int]:
-        number, offset = divmod(row - self.streams[stream].dropped, self.block)
-        return self.streams[stream].blocks[number], offset
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self._loader is not None:
+            self._loader.close()
 
-    def _rows(self, stream: int, start: int, stop: int) -> Rows:
-        parts = []
-        while start < stop:
-            block, offset = self._locate(stream, start)
-            n = min(self.block - offset, stop - start)
-            parts.append({key: array[offset : offset + n] for key, array in block.rows.items()})
-            start += n
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    # ---- what a checkpoint holds -------------------------------------------------------------------------------
 
-    def _new_block(self) -> Block:
-        def empty(layout: Layout) -> Rows:
-            return {key: np.zeros((self.block, *shape), dtype) for key, (shape, dtype) in layout.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every rank; the replays themselves lie in the run's folder. A collective under DDP."""
+        if self._loader is None:
+            return {}
+        folder = self._folder()
+        if folder is None:
+            raise ExperienceError("a run without a checkpoint folder cannot save its replay")
+        state = self._loader.state(folder / self._named(REPLAY), f"{self.trainer.global_step:08d}")
+        if self.trainer.checkpoint_callback.save_top_k == 1:  # one checkpoint, which may still be the one before
+            self._saved = [*self._saved, state["replay"]][-2:]
+            Replay.tidy(folder / self._named(REPLAY), self._saved)
+        ranks = [state]
+        if self.trainer.world_size > 1:
+            ranks = [None] * self.trainer.world_size
+            dist.all_gather_object(ranks, state)
+        return {"ranks": ranks}
 
-        return Block(empty(self.layout), empty(self.latent_layout))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the environments are there."""
+        self._resumed = state_dict
 
-    def _drop_oldest(self) -> bool:
-        """Drop the first block of the stream that holds most; False if that one is still being filled."""
-        longest = max(self.streams, key=lambda stream: stream.held)
-        if len(longest.blocks) < 2:
-            return False
-        longest.blocks.pop(0)
-        longest.dropped += self.block
-        return True
+    def _my_part(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        if not state:
+            return None
+        if len(state["ranks"]) != self.trainer.world_size:
+            raise ExperienceError(
+                f"the checkpoint holds the replays of {len(state['ranks'])} ranks, this run has"
+                f" {self.trainer.world_size}: resume with as many"
+            )
+        return state["ranks"][self.trainer.global_rank]
 
+    # ---- where things are ----------------------------------------------------------------------------------------
 
-def _write(path: Path, arrays: Rows, size: int) -> str:
-    """The first ``size`` rows to a file that is there wholly or not at all; returns its name."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
-        np.savez_compressed(file, **{key: array[:size] for key, array in arrays.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    return path.name
+    def _folder(self) -> Path | None:
+        """The run's folder; None where the trainer keeps no checkpoints."""
+        dirpath = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        return Path(dirpath).parent if dirpath else None
 
+    def _goes_on_here(self) -> bool:
+        """Whether the checkpoint that is resumed is of this run's own folder."""
+        folder = self._folder()
+        return folder is not None and Path(self.trainer.ckpt_path).resolve().parent.parent == folder.resolve()
 
-def _read(path: Path, arrays: Rows, size: int) -> None:
-    """Fill the first ``size`` rows from a file.
+    def _named(self, name: str) -> str:
+        """A folder of this rank's own."""
+        return name if self.trainer.global_rank == 0 else f"{name}_rank{self.trainer.global_rank}"
 
-    Raises:
-        ExperienceError: it is missing, broken, or holds something else.
-    """
-    try:
-        with np.load(path) as saved:
-            for key, array in arrays.items():
-                array[:size] = saved[key]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ExperienceError(f"{path} cannot be read ({error}): the run cannot go on with its replay") from error
+    def _seed(self, stream: int) -> int:
+        words = [self.settings.seed, self.trainer.global_rank, stream]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    def _environments(self, stream: int) -> Any:
+        return vector_env(self.env_id, self.num_envs, self._seed(stream), self.processes, **self.env_args)
+
+    def _agent(self, stream: int) -> Any:
+        return self.trainer.lightning_module.policy(self._seed(stream))
+
+    def _writer(self, state: dict[str, Any] | None) -> ShardWriter | None:
+        folder = self._folder()
+        if not self.keep_episodes or folder is None or self.trainer.fast_dev_run:
+            return None
+        return ShardWriter(
+            folder / self._named(EPISODES),
+            self._spec,
+            environment={"id": self.env_id, **self.env_args},
+            policy=type(self.trainer.lightning_module).__name__,
+            seed=self.settings.seed,
+            resume=state["writer"] if state is not None and self._goes_on_here() else None,
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 from datamodules.experience import ExperienceError
 
-__all__ = ["ExperienceError", "UserError", "check_bounds"]
+__all__ = ["ExperienceError", "UserError", "check_bounds", "check_choice"]
 
 
 class UserError(Exception):
@@ -34,3 +34,13 @@ def check_bounds(
         if value is not None and (value < bound or (name in positive and value <= 0)):
             wanted = "above 0" if name in positive else f"at least {bound}"
             raise UserError(f"{name} of the {owner} is {value}, it must be {wanted}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is not among those that mean something.
+
+    Raises:
+        UserError: names the choices.
+    """
+    if value not in choices:
+        raise UserError(f"{name} '{value}' is not one of {', '.join(choices)}")

@@ -101,7 +101,11 @@ class WorldModel(LightningModule):
         self._total(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._total(batch, "test")
+        if "episode_return" in batch:  # an episode that was played, see datamodules.play
+            self.log("test/return", batch["episode_return"].float().mean(), batch_size=1)
+            self.log("test/length", batch["episode_length"].float().mean(), batch_size=1)
+        else:
+            self._total(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B,T,D) features of every frame."""
@@ -122,8 +126,8 @@ class WorldModel(LightningModule):
         self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
-            if corrupt := getattr(self._datamodule, "corrupt_chunks", 0):
-                self.log("data/corrupt_chunks", float(corrupt))
+            if hasattr(self._datamodule, "statistics"):
+                self.log_dict(self._datamodule.statistics())
         return total
 
     def check_batch(self, batch: Batch) -> None:

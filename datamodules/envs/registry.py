@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from datamodules.envs.generic import GymnasiumEnv
 from datamodules.envs.sprites import SpritesEnv
+from datamodules.envs.workers import SturdyVectorEnv
 from datamodules.experience import ExperienceError, ExperienceSpec
 
 
@@ -72,6 +73,12 @@ def make(env_id: str, num_envs: int, seed: int, **kwargs: Any) -> VectorEnv:
     if seed < 0:
         raise ExperienceError(f"seed {seed} must not be negative")
     return SeededVectorEnv([partial(make_one, env_id, **kwargs)] * num_envs, seed)
+
+
+def vector_env(env_id: str, num_envs: int, seed: int, processes: int = 0, **kwargs: Any) -> SturdyVectorEnv:
+    """Environments for an agent that learns: one may die, all can be taken up again; errors as for :func:`make`."""
+    makers = [partial(make_one, env_id, **kwargs)] * num_envs
+    return SturdyVectorEnv(makers, environment_seeds(seed, num_envs), processes)
 
 
 def make_one(env_id: str, **kwargs: Any) -> gymnasium.Env:

@@ -47,7 +47,7 @@ class RestorableEnv(gymnasium.Wrapper):
 
     def snapshot(self) -> dict[str, Any]:
         """Where the environment is: seed, number of the episode, and the actions taken in it."""
-        return {"seed": self.seed, "episode": self.episode, "actions": list(self.actions)}
+        return {"seed": list(self.seed), "episode": self.episode, "actions": np.array(self.actions)}
 
     def restore(self, snapshot: dict[str, Any]) -> Any:
         """Go back to a snapshot.

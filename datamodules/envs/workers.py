@@ -16,6 +16,7 @@ from datamodules.envs.restorable import RestorableEnv
 from datamodules.experience import ExperienceError
 
 Maker = Callable[[], gymnasium.Env]
+Rows = dict[str, np.ndarray]
 
 
 class Outcome(NamedTuple):
@@ -75,16 +76,22 @@ class Group:
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Where each environment is; see :meth:`RestorableEnv.snapshot`."""
-        return [env.snapshot() | {"over": over} for env, over in zip(self.envs, self.over, strict=True)]
+        return [
+            env.snapshot() | {"over": over, "life": life}
+            for env, over, life in zip(self.envs, self.over, self.lives, strict=True)
+        ]
 
-    def restore(self, arguments: Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]) -> list[bool]:
-        """Go back to (snapshot, observation there) of each. One that does not see the same there begins a new episode."""
-        same = []
-        for i, (snapshot, seen) in enumerate(arguments):
-            there = self.envs[i].restore(snapshot)
-            same.append(all(np.array_equal(there[key], seen[key], equal_nan=True) for key in seen))
-            self.over[i] = snapshot["over"] or not same[-1]
-        return same
+    def restore(self, arguments: Sequence[tuple[dict[str, Any], Rows]]) -> list[Rows | None]:
+        """Go back to (snapshot, observation there) of each; see :meth:`SturdyVectorEnv.restore`."""
+        return [self._restore(i, snapshot, seen) for i, (snapshot, seen) in enumerate(arguments)]
+
+    def _restore(self, i: int, snapshot: dict[str, Any], seen: Rows) -> Rows | None:
+        there = self.envs[i].restore(snapshot)
+        self.lives[i], self.over[i] = snapshot["life"], snapshot["over"]
+        if all(np.array_equal(there[key], seen[key], equal_nan=True) for key in seen):
+            return None
+        self.over[i] = False
+        return self.envs[i].reset()[0]
 
     def close(self) -> None:
         for env in self.envs:
@@ -128,6 +135,8 @@ class ProcessGroup:
     def send(self, command: str, *arguments: Any) -> None:
         """Ask; :meth:`receive` waits for the answer."""
         self._asked = command
+        if command == "restore":
+            self.lives = [snapshot["life"] for snapshot, _ in arguments[0]]
         with contextlib.suppress(OSError):  # the process is gone: receive() will find it so
             self._pipe.send((command, arguments))
 
@@ -148,6 +157,8 @@ class ProcessGroup:
             self._start()
             self.send("reset")
             return [outcome._replace(died=cause) for outcome in self.receive()]
+        if self._asked == "step" and isinstance(answer, list):
+            self.lives = [life + bool(outcome.died) for life, outcome in zip(self.lives, answer, strict=True)]
         if self._asked == "close":
             self._process.join()
         if isinstance(answer, Exception):
@@ -219,7 +230,7 @@ class SturdyVectorEnv(VectorEnv):
         """Where each environment is, in plain types."""
         return self._ask("snapshot")
 
-    def restore(self, snapshots: Sequence[dict[str, Any]], seen: Sequence[dict[str, np.ndarray]]) -> list[bool]:
+    def restore(self, snapshots: Sequence[dict[str, Any]], seen: Sequence[Rows]) -> list[Rows | None]:
         """Go back to snapshots.
 
         Args:
@@ -227,7 +238,8 @@ class SturdyVectorEnv(VectorEnv):
             seen: what each saw there.
 
         Returns:
-            Whether each sees the same again; one that does not begins a new episode with the next step.
+            None for each that sees the same again; one that does not begins another episode, and this is its first
+            observation.
         """
         return self._ask("restore", list(zip(snapshots, seen, strict=True)))
 

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.episodes import EpisodeDataModule
+from datamodules.replay import ReplayDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
@@ -36,7 +37,14 @@ from lit_wm.jepa import JEPAModule
 from lit_wm.loading import CHECKPOINT, CONFIG
 from lit_wm.world_model import WorldModel
 
-__all__ = ["DreamerModule", "EpisodeDataModule", "GenieModule", "JEPAModule", "main"]  # known by their short names
+__all__ = [
+    "DreamerModule",
+    "EpisodeDataModule",
+    "GenieModule",
+    "JEPAModule",
+    "ReplayDataModule",
+    "main",
+]  # known by their short names
 
 # `${data.init_args.batch_size}` may cross files and see command-line overrides, inside verbs too
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

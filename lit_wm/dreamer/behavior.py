@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_wm.distributed import gather_rows
-from lit_wm.dreamer.heads import Actor, TwohotHead
+from lit_wm.dreamer.heads import Actor, RegressionHead
 from lit_wm.dreamer.rssm import RSSM, feature
 
 
@@ -94,12 +94,14 @@ class BehaviorSettings:
         lam: lambda of the lambda-return.
         entropy: weight of the actor's entropy.
         slow_regularizer: weight of the critic's second target, the slow critic.
+        normalize_returns: divide advantages by the scale of returns; False leaves them as they are.
     """
 
     horizon: int = 333
     lam: float = 0.95
     entropy: float = 3e-4
     slow_regularizer: float = 1.0
+    normalize_returns: bool = True
 
 
 def imagination_losses(
@@ -107,8 +109,8 @@ def imagination_losses(
     reward: Tensor,
     cont: Tensor,
     actor: Actor,
-    critic: TwohotHead,
-    slow_critic: TwohotHead,
+    critic: RegressionHead,
+    slow_critic: RegressionHead,
     normalizer: ReturnNormalizer,
     settings: BehaviorSettings,
     update_normalizer: bool,
@@ -131,7 +133,9 @@ def imagination_losses(
         weight = cont.cumprod(1)[:, :-1]  # step 0 counts with its own predicted continuation
         if update_normalizer:
             normalizer.update(returns)
-        advantage = (returns - value[:, :-1]) / normalizer.scale
+        advantage = returns - value[:, :-1]
+        if settings.normalize_returns:
+            advantage = advantage / normalizer.scale
         slow_target = slow_critic.mean(slow_critic(x))
     log_pi, entropy = actor.log_prob_and_entropy(actor(x), dream.action[:, :-1])
     losses = {
@@ -149,8 +153,8 @@ def replay_value_loss(
     reward: Tensor,
     is_last: Tensor,
     is_terminal: Tensor,
-    critic: TwohotHead,
-    slow_critic: TwohotHead,
+    critic: RegressionHead,
+    slow_critic: RegressionHead,
     settings: BehaviorSettings,
 ) -> Tensor:
     """The critic on the real sequence; its gradient flows into the RSSM and the encoder.

@@ -14,11 +14,11 @@ from lit_wm.dreamer.sizes import BLOCKS, Size
 
 
 class Decoder(nn.Module):
-    """Reconstructs every observation key from (deter, stoch)."""
+    """Reconstructs every observation key from (deter, stoch); vectors in symlog space unless ``squash=False``."""
 
-    def __init__(self, spec: ExperienceSpec, size: Size) -> None:
+    def __init__(self, spec: ExperienceSpec, size: Size, squash: bool = True) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.squash = spec, squash
         z = size.stoch * size.classes
         if spec.vectors:
             self.mlp = MLP(z + size.deter, size.units, 3)
@@ -62,5 +62,6 @@ class Decoder(nn.Module):
         if self.spec.vectors:
             hidden = self.mlp(torch.cat([stoch.flatten(-2), deter], -1))  # stoch first, unlike the heads
             for key, layer in self.vectors.items():
-                losses[key] = (layer(hidden) - symlog(batch[key])).square().sum(-1)
+                target = symlog(batch[key]) if self.squash else batch[key]
+                losses[key] = (layer(hidden) - target).square().sum(-1)
         return losses

@@ -36,11 +36,14 @@ def picture_shape(spec: ExperienceSpec) -> tuple[int, int, int] | None:
 
 
 class Encoder(nn.Module):
-    """Pictures (stacked on channels, keys in sorted order) and vectors (symlog, sorted) to one token vector."""
+    """Pictures (stacked on channels, keys in sorted order) and vectors (symlog, sorted) to one token vector.
 
-    def __init__(self, spec: ExperienceSpec, size: Size) -> None:
+    ``squash=False`` feeds vectors as they are, for the ablation of symlog.
+    """
+
+    def __init__(self, spec: ExperienceSpec, size: Size, squash: bool = True) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.squash = spec, squash
         self.width = 0
         if spec.vectors:
             self.mlp = MLP(sum(spec.observations[key][0] for key in spec.vectors), size.units, 3)
@@ -56,7 +59,8 @@ class Encoder(nn.Module):
         """(B,T,...) observations -> (B,T,E) tokens: the vector part, then the picture part flattened as (h,w,c)."""
         tokens = []
         if self.spec.vectors:
-            tokens.append(self.mlp(symlog(torch.cat([batch[key] for key in self.spec.vectors], -1))))
+            vectors = torch.cat([batch[key] for key in self.spec.vectors], -1)
+            tokens.append(self.mlp(symlog(vectors) if self.squash else vectors))
         if self.spec.pictures:
             frames = torch.cat([batch[key] for key in self.spec.pictures], 2)
             x = frames.flatten(0, 1).to(self.convs[0].weight.dtype) / 255 - 0.5

@@ -1,4 +1,4 @@
-"""Heads on concat(deter, stoch): reward and value (symexp twohot), continue (Bernoulli), and the actor."""
+"""Heads on concat(deter, stoch): reward and value (symexp twohot, or mean squared error), continue, and the actor."""
 
 from __future__ import annotations
 
@@ -33,6 +33,32 @@ class TwohotHead(nn.Module):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """(...,) cross-entropy against the twohot target."""
         return twohot_cross_entropy(logits, target, self.bins)
+
+
+class SquaredErrorHead(nn.Module):
+    """Regression by squared error, for the ablation of the twohot distribution; starts by predicting exactly 0, too."""
+
+    def __init__(self, size: Size, layers: int) -> None:
+        super().__init__()
+        self.mlp = MLP(size.feature, size.units, layers)
+        self.out = linear(size.units, 1, scale=0.0)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(..., F) -> (..., 1) prediction."""
+        prediction = self.out(self.mlp(feature))
+        return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+
+    def mean(self, prediction: Tensor) -> Tensor:
+        """(..., 1) -> (...,)."""
+        return prediction.squeeze(-1)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(...,) squared error; no gradient is taken through the target."""
+        return (prediction.squeeze(-1) - target.detach()).square()
+
+
+REGRESSION = {"twohot": TwohotHead, "mse": SquaredErrorHead}
+RegressionHead = TwohotHead | SquaredErrorHead
 
 
 class ContinueHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ from lit_wm.dreamer.behavior import (
     replay_value_loss,
 )
 from lit_wm.dreamer.decoder import Decoder
-from lit_wm.dreamer.distributions import categorical_kl
 from lit_wm.dreamer.encoder import Encoder
-from lit_wm.dreamer.heads import Actor, ContinueHead, TwohotHead
+from lit_wm.dreamer.heads import REGRESSION, Actor, ContinueHead
+from lit_wm.dreamer.latents import CategoricalLatents, GaussianLatents
+from lit_wm.dreamer.policy import DreamerPolicy
 from lit_wm.dreamer.rssm import RSSM, Posterior, feature
 from lit_wm.dreamer.sizes import named_size
-from lit_wm.errors import UserError, check_bounds
+from lit_wm.errors import UserError, check_bounds, check_choice
 from lit_wm.optim.laprop import LaProp
 from lit_wm.world_model import WorldModel
 
@@ -34,9 +36,10 @@ LOSS_SCALES = {"rec": 1.0, "rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "poli
 
 
 class DreamerModule(WorldModel):
-    """DreamerV3 (Hafner et al. 2023, v2 2024), trained from recorded shards.
+    """DreamerV3 (Hafner et al. 2023, v2 2024), trained online by a ReplayDataModule or offline from recorded shards.
 
-    Offline, a clip starts from the zero state. Defaults are those of the reference code (danijar/dreamerv3).
+    Online, a sequence starts from the state that was stored when it was collected or last trained on; offline, a clip
+    starts from the zero state. Defaults are those of the reference code (danijar/dreamerv3).
 
     Args:
         experience: description of the data; linked by the command line.
@@ -54,9 +57,17 @@ class DreamerModule(WorldModel):
         lam: lambda of the lambda-return.
         entropy: weight of the actor's entropy.
         slow_rate: rate of the slow critic's moving average.
+        kl: ``balanced``, the two KL terms of the paper; ``plain``, one KL[q || p] with gradient to both sides, scaled by ``dyn``.
+        unimix: share of the uniform law in every categorical latent; 0 leaves it out.
+        latents: ``categorical``, or ``gaussian`` with as many numbers as there would be categoricals.
+        symlog: squash vector observations; False feeds and reconstructs them as they are.
+        regression: of reward and value, ``twohot`` or ``mse``.
+        normalize_returns: scale advantages by the range of returns.
+        reconstruction_gradient: False keeps the decoder's gradient out of the world model.
+        value_gradient: False keeps that of reward, continue and value out of it.
 
     Raises:
-        UserError: an unknown size, width or loss scale, or pictures that do not fit the encoder.
+        UserError: an unknown size, width, loss scale or choice, or pictures that do not fit the encoder.
     """
 
     route = "dreamer"
@@ -80,6 +91,14 @@ class DreamerModule(WorldModel):
         lam: float = 0.95,
         entropy: float = 3e-4,
         slow_rate: float = 0.02,
+        kl: str = "balanced",
+        unimix: float = 0.01,
+        latents: str = "categorical",
+        symlog: bool = True,
+        regression: str = "twohot",
+        normalize_returns: bool = True,
+        reconstruction_gradient: bool = True,
+        value_gradient: bool = True,
     ) -> None:
         super().__init__(experience)
         self.save_hyperparameters()
@@ -87,39 +106,65 @@ class DreamerModule(WorldModel):
         check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
+        check_choice("kl", kl, ("balanced", "plain"))
+        check_choice("latents", latents, ("categorical", "gaussian"))
+        check_choice("regression", regression, tuple(REGRESSION))
+        if not 0 <= unimix < 1:
+            raise UserError(f"unimix of the dreamer model is {unimix}, it must be at least 0 and below 1")
         self.scales = {**LOSS_SCALES, **(loss_scales or {})}
-        self.settings = BehaviorSettings(horizon, lam, entropy)
+        self.settings = BehaviorSettings(horizon, lam, entropy, normalize_returns=normalize_returns)
         widths = named_size(size, size_overrides)
-        self.encoder = Encoder(self.spec, widths)
-        self.rssm = RSSM(widths, self.spec.action.width, self.encoder.width)
-        self.decoder = Decoder(self.spec, widths)
-        self.reward = TwohotHead(widths, layers=1)
+        law = CategoricalLatents(widths.stoch, widths.classes, unimix)
+        if latents == "gaussian":
+            widths, law = replace(widths, classes=1), GaussianLatents(widths.stoch)
+        self.encoder = Encoder(self.spec, widths, symlog)
+        self.rssm = RSSM(widths, self.spec.action.width, self.encoder.width, law)
+        self.decoder = Decoder(self.spec, widths, symlog)
+        self.reward = REGRESSION[regression](widths, layers=1)
         self.cont = ContinueHead(widths)
         self.actor = Actor(widths, self.spec.action)
-        self.critic = TwohotHead(widths, layers=3)
+        self.critic = REGRESSION[regression](widths, layers=3)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
 
     # ---- learning ------------------------------------------------------------------------------------------------
 
     def filter(self, batch: Batch, sample: bool = True) -> Posterior:
-        """Posterior states of a clip from the zero state; the clip's own actions, shifted to the frame they led to."""
-        vectors = action_vectors(batch["action"], batch["is_last"], self.spec.action)
-        actions = previous_actions(vectors, batch["is_first"])
-        return self.rssm.observe(self.encoder(batch), actions.to(self.dtype), batch["is_first"], sample=sample)
+        """Posterior states of a clip; its own actions, shifted to the frame they led to.
+
+        A batch of the replay has one row more than is trained, whose stored latents are the state before the first.
+        """
+        vectors = action_vectors(batch["action"], batch["is_last"], self.spec.action).to(self.dtype)
+        if "latent_deter" not in batch:
+            actions = previous_actions(vectors, batch["is_first"])
+            return self.rssm.observe(self.encoder(batch), actions, batch["is_first"], sample=sample)
+        deter = batch["latent_deter"].to(self.dtype)
+        carry = deter, self.rssm.latents.unpack(batch["latent_stoch"], deter)
+        trained = after_context(batch)
+        return self.rssm.observe(self.encoder(trained), vectors[:, :-1], trained["is_first"], carry, sample)
 
     def world_model_losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
         """(B,T) losses of the world model, unscaled: ``rec_KEY``, ``rew``, ``con``, ``dyn``, ``rep``."""
-        x = feature(post.deter, post.stoch)
-        free = self.hparams.free_nats
-        losses = {f"rec_{k}": v for k, v in self.decoder.losses(post.deter, post.stoch, batch).items()}
+        hp, kl = self.hparams, self.rssm.latents.kl
+        seen = (post.deter, post.stoch)
+        if not hp.reconstruction_gradient:
+            seen = tuple(x.detach() for x in seen)
+        losses = {f"rec_{key}": value for key, value in self.decoder.losses(*seen, batch).items()}
+        x = self.read_by_heads(post)
         losses["rew"] = self.reward.loss(self.reward(x), batch["reward"])
         target = (~batch["is_terminal"]).to(x.dtype) * (1 - 1 / self.settings.horizon)
         logit = self.cont(x)
         losses["con"] = F.binary_cross_entropy_with_logits(logit, target.to(logit.dtype), reduction="none")
-        losses["dyn"] = categorical_kl(post.log_q.detach(), post.log_p).clamp_min(free)
-        losses["rep"] = categorical_kl(post.log_q, post.log_p.detach()).clamp_min(free)
+        if hp.kl == "plain":
+            return losses | {"dyn": kl(post.q, post.p).clamp_min(hp.free_nats)}
+        losses["dyn"] = kl(post.q.detach(), post.p).clamp_min(hp.free_nats)
+        losses["rep"] = kl(post.q, post.p.detach()).clamp_min(hp.free_nats)
         return losses
+
+    def read_by_heads(self, post: Posterior) -> Tensor:
+        """(B,T,F) what reward, continue and the critic on real sequences read, and send gradients into."""
+        x = feature(post.deter, post.stoch)
+        return x if self.hparams.value_gradient else x.detach()
 
     def behavior_losses(
         self, post: Posterior, batch: Batch, sample: bool = True
@@ -149,7 +194,7 @@ class DreamerModule(WorldModel):
         )
         boot = returns[:, 0].view(batch_size, last)
         recent = {key: batch[key][:, -last:] for key in ("reward", "is_last", "is_terminal")}
-        x = feature(post.deter, post.stoch)[:, -last:]
+        x = self.read_by_heads(post)[:, -last:]
         losses["repval"] = replay_value_loss(
             x,
             boot,
@@ -164,15 +209,33 @@ class DreamerModule(WorldModel):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         post = self.filter(batch)
-        losses = self.world_model_losses(post, batch)
-        behavior, logged = self.behavior_losses(post, batch)
+        self._newer = post.deter.detach(), post.stoch.detach()
+        trained = after_context(batch) if "latent_deter" in batch else batch
+        losses = self.world_model_losses(post, trained)
+        behavior, logged = self.behavior_losses(post, trained)
         scaled = {
             k: self.scales["rec" if k.startswith("rec_") else k] * v.mean() for k, v in (losses | behavior).items()
         }
         with torch.no_grad():
-            logged["kl"] = categorical_kl(post.log_q, post.log_p).mean()
+            latents = self.rssm.latents
+            logged["kl"] = latents.kl(post.q, post.p).mean()
+            logged["posterior_entropy"] = latents.entropy(post.q).mean()
+            logged["prior_entropy"] = latents.entropy(post.p).mean()
             logged["return_scale"] = self.normalizer.scale
         return scaled | {f"_{key}": value for key, value in logged.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Online, the newer latents go back to the replay. Here, because a checkpoint is written before the end of the batch
+        is announced, and must hold them."""
+        total = super().training_step(batch, batch_idx)
+        if "latent_deter" in batch:
+            deter, stoch = self._newer
+            self.trainer.datamodule.write_back(batch, {"deter": deter, "stoch": self.rssm.latents.pack(stoch)})
+        return total
+
+    def policy(self, seed: int) -> DreamerPolicy:
+        """The agent at play, for a ReplayDataModule."""
+        return DreamerPolicy(self, seed)
 
     def configure_optimizers(self) -> dict[str, Any]:
         params = [p for p in self.parameters() if p.requires_grad]
@@ -229,3 +292,10 @@ class DreamerModule(WorldModel):
         widths = [self.spec.observations[key][2] for key in keys]
         stacked = self.decoder.pictures(state["deter"], state["stoch"])
         return stacked.split(widths, -3)[keys.index("frames")]
+
+
+def after_context(batch: Batch) -> Batch:
+    """The rows of a replay's batch that are trained: all but the first. What has no time axis stays out."""
+    return {
+        key: x[:, 1:] for key, x in batch.items() if not key.startswith("latent_") and key not in ("stream", "step")
+    }

@@ -1,4 +1,4 @@
-"""The recurrent state-space model with block-diagonal GRU and categorical latents (DreamerV3, section "World model").
+"""The recurrent state-space model with block-diagonal GRU (DreamerV3, section "World model").
 
     deter_t = f(deter_{t-1}, stoch_{t-1}, a_{t-1})
     prior       stoch_t ~ p(. | deter_t)
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_wm.dreamer.distributions import gumbel, sample_one_hot, unimix_log_probs
+from lit_wm.dreamer.latents import Latents
 from lit_wm.dreamer.layers import MLP, BlockLinear, NormSiLU, linear
 from lit_wm.dreamer.sizes import BLOCKS, Size
 
@@ -26,14 +26,14 @@ class Posterior:
 
     Attributes:
         deter: (B,T,D).
-        stoch: (B,T,S,C) one-hot with straight-through gradient.
-        log_q, log_p: (B,T,S,C) posterior and prior log-probabilities, unimix applied.
+        stoch: (B,T,S,C) samples of the posterior, with gradient.
+        q, p: (B,T,S,P) posterior and prior laws; see :class:`lit_wm.dreamer.latents.Latents`.
     """
 
     deter: Tensor
     stoch: Tensor
-    log_q: Tensor
-    log_p: Tensor
+    q: Tensor
+    p: Tensor
 
 
 class RSSM(nn.Module):
@@ -43,19 +43,21 @@ class RSSM(nn.Module):
         size: widths.
         action: width A of an action vector.
         tokens: width E of the encoder's output.
+        latents: the law of the stochastic state.
     """
 
-    def __init__(self, size: Size, action: int, tokens: int) -> None:
+    def __init__(self, size: Size, action: int, tokens: int, latents: Latents) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.latents = size, latents
         d, h, z = size.deter, size.hidden, size.stoch * size.classes
         self.in_deter, self.in_deter_norm = linear(d, h), NormSiLU(h)
         self.in_stoch, self.in_stoch_norm = linear(z, h), NormSiLU(h)
         self.in_action, self.in_action_norm = linear(action, h), NormSiLU(h)
         self.hidden, self.hidden_norm = BlockLinear(d + 3 * h * BLOCKS, d, BLOCKS), NormSiLU(d)
         self.gates = BlockLinear(d, 3 * d, BLOCKS)
-        self.prior = nn.Sequential(MLP(d, h, 2), linear(h, z))
-        self.posterior_in, self.posterior_norm, self.posterior_out = linear(d + tokens, h), NormSiLU(h), linear(h, z)
+        self.prior = nn.Sequential(MLP(d, h, 2), linear(h, latents.outputs))
+        self.posterior_in, self.posterior_norm = linear(d + tokens, h), NormSiLU(h)
+        self.posterior_out = linear(h, latents.outputs)
 
     def initial(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The zero state: deter (B,D) and stoch (B,S,C)."""
@@ -89,11 +91,6 @@ class RSSM(nn.Module):
         update = torch.sigmoid(update - 1)
         return update * candidate + (1 - update) * deter
 
-    def latents(self, logits: Tensor) -> Tensor:
-        """(..., S*C) logits -> (..., S,C) log-probabilities with unimix, in float32 at least."""
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return unimix_log_probs(wide.unflatten(-1, (self.size.stoch, self.size.classes)))
-
     def observe(
         self,
         tokens: Tensor,
@@ -101,6 +98,7 @@ class RSSM(nn.Module):
         is_first: Tensor,
         carry: tuple[Tensor, Tensor] | None = None,
         sample: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Posterior:
         """Filter a clip.
 
@@ -110,6 +108,7 @@ class RSSM(nn.Module):
             is_first: (B,T) bool; state and previous action are wiped there.
             carry: deter (B,D) and stoch (B,S,C) before the first step; the zero state by default.
             sample: draw the latents; False takes their modes.
+            generator: the source of randomness.
         """
         batch, steps = is_first.shape
         deter, stoch = self.initial(batch, tokens) if carry is None else carry
@@ -118,21 +117,18 @@ class RSSM(nn.Module):
         d = self.size.deter
         from_deter = self.posterior_in.weight[:, :d]
         from_tokens = F.linear(tokens, self.posterior_in.weight[:, d:], self.posterior_in.bias)
-        noise = None
-        if sample:
-            shape = (steps, batch, self.size.stoch, self.size.classes)
-            noise = gumbel(shape, tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
-        deters, stochs, log_qs = [], [], []
+        noise = self.latents.noise((steps, batch), tokens, generator) if sample else None
+        deters, stochs, laws = [], [], []
         for t in range(steps):
             k = keep[:, t]
             deter = self.core(deter * k, stoch * k.unsqueeze(-1), actions_bth[:, t])
             hidden = self.posterior_norm(F.linear(deter, from_deter) + from_tokens[:, t])
-            log_q = self.latents(self.posterior_out(hidden))
-            stoch = sample_one_hot(log_q, None if noise is None else noise[t]).to(tokens.dtype)
-            deters.append(deter), stochs.append(stoch), log_qs.append(log_q)
+            q = self.latents.law(self.posterior_out(hidden))
+            stoch = self.latents.sample(q, None if noise is None else noise[t]).to(tokens.dtype)
+            deters.append(deter), stochs.append(stoch), laws.append(q)
         deter_btd = torch.stack(deters, 1)
-        log_p = self.latents(self.prior(deter_btd))
-        return Posterior(deter_btd, torch.stack(stochs, 1), torch.stack(log_qs, 1), log_p)
+        p = self.latents.law(self.prior(deter_btd))
+        return Posterior(deter_btd, torch.stack(stochs, 1), torch.stack(laws, 1), p)
 
     def imagine_step(
         self,
@@ -144,11 +140,12 @@ class RSSM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One step of the prior: (N,D), (N,S,C) and the action vector (N,A) -> the next state. Temperature 0: the mode."""
         deter = self.core(deter, stoch, self.embed_actions(action))
-        log_p = self.latents(self.prior(deter))
+        p = self.latents.law(self.prior(deter))
         if temperature == 0:
-            return deter, sample_one_hot(log_p, None).to(deter.dtype)
-        noise = gumbel(tuple(log_p.shape), log_p, generator)
-        return deter, sample_one_hot((log_p / temperature).log_softmax(-1), noise).to(deter.dtype)
+            return deter, self.latents.sample(p, None).to(deter.dtype)
+        if temperature != 1:
+            p = self.latents.tempered(p, temperature)
+        return deter, self.latents.sample(p, self.latents.noise((len(p),), p, generator)).to(deter.dtype)
 
 
 def feature(deter: Tensor, stoch: Tensor) -> Tensor:

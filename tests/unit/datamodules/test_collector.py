@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from datamodules.collector import Collector
+from datamodules.collector import Collector, row_layout
 from datamodules.envs.registry import environment_seeds
 from datamodules.envs.workers import SturdyVectorEnv
 from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec, check_episode
-from datamodules.replay import Replay
+from datamodules.replay_memory import Replay
 
 SPEC = ExperienceSpec({"vector": (2,)}, ActionSpace("discrete", (3,)))
-LAYOUT = {
-    "vector": ((2,), np.dtype(np.float32)),
-    "action": ((), np.dtype(np.int64)),
-    "reward": ((), np.dtype(np.float32)),
-    **{key: ((), np.dtype(bool)) for key in ("is_first", "is_last", "is_terminal")},
-}
+LAYOUT = row_layout(SPEC)
 
 
 class Counter(gymnasium.Env):
@@ -60,7 +55,7 @@ def collected(steps, n=2, **options):
     episodes = []
     env = SturdyVectorEnv([partial(Counter, **options)] * n, environment_seeds(0, n))
     replay = Replay(LAYOUT, {"count": ((1,), np.dtype(np.float32))}, n, steps, 1000, online=False)
-    collector = Collector(env, SPEC, replay, episodes.append)
+    collector = Collector(env, replay, episodes.append)
     for _ in range(steps):
         collector.step(Cycle())
     return collector, replay, episodes

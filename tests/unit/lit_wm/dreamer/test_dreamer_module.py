@@ -6,6 +6,7 @@ import torch
 from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.dreamer import DreamerModule
+from lit_wm.dreamer.latents import CategoricalLatents
 from lit_wm.dreamer.rssm import RSSM
 from lit_wm.dreamer.sizes import BLOCKS, Size
 from lit_wm.errors import UserError
@@ -66,7 +67,7 @@ def test_the_core_equals_its_plain_form():
     """The hoisted, densified product against the paper's: every block sees its slice of deter and all three branches."""
     torch.manual_seed(0)
     size = Size(**SMALL)
-    rssm = RSSM(size, action=5, tokens=10).double()
+    rssm = RSSM(size, 5, 10, CategoricalLatents(size.stoch, size.classes, 0.01)).double()
     deter, action = torch.randn(3, 64).double(), torch.randn(3, 5).double() * 2
     stoch = torch.randn(3, 8, 4).double()
     branches = torch.cat(

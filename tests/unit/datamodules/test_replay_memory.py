@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.experience import ExperienceError
-from datamodules.replay import Replay
+from datamodules.replay_memory import Replay
 
 LAYOUT = {
     "frames": ((2, 2, 3), np.dtype(np.uint8)),

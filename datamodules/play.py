@@ -1,0 +1,61 @@
+"""PlayLoader: an agent plays whole episodes, to be judged by their returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.collector import SideBySide
+from datamodules.experience import Policy
+
+
+class PlayLoader:
+    """A batch per episode that ended: ``episode_return`` (1,), ``episode_length`` (1,) and, of the first ones, their
+    pictures, ``frames`` (1,T,C,H,W) uint8, where the environment shows any.
+
+    Each environment plays the same number of episodes: whoever takes the first n that end prefers short ones.
+
+    Args:
+        env: the environments.
+        agent: acts as it does in training.
+        episodes: at least so many in all.
+        videos: keep the pictures of so many, which environment 0 plays first.
+    """
+
+    def __init__(self, env: SideBySide, agent: Policy, episodes: int, videos: int) -> None:
+        self.env, self.agent, self.videos = env, agent, videos
+        self.each = -(-episodes // env.num_envs)
+
+    def __len__(self) -> int:
+        return self.each * self.env.num_envs
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        n, pictures = self.env.num_envs, self.env.experience.pictures
+        played, total, length = np.zeros(n, int), np.zeros(n), np.zeros(n, int)
+        frames: list[np.ndarray] = []
+        observation, _ = self.env.reset()
+        memory, is_first, over, reward = self.agent.initial_state(n), np.ones(n, bool), np.zeros(n, bool), np.zeros(n)
+        while True:
+            total, length = total + reward, length + 1
+            if pictures and played[0] < self.videos:
+                frames.append(observation[pictures[0]][0])
+            for i in np.flatnonzero(over & (played < self.each)):
+                episode = {"episode_return": torch.tensor([total[i]]), "episode_length": torch.tensor([length[i]])}
+                if i == 0 and frames:
+                    episode["frames"] = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).unsqueeze(0)
+                    frames = []
+                played[i] += 1
+                yield episode
+            if (played == self.each).all():
+                return
+            total, length = np.where(over, 0, total), np.where(over, 0, length)
+            action, memory, _ = self.agent.act(observation, is_first, memory)
+            is_first = over
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            over = terminated | truncated
+            for i in np.flatnonzero([bool(cause) for cause in info["died"]]):  # that episode does not count
+                is_first[i], total[i], length[i] = True, 0, 0
+                frames = [] if i == 0 else frames

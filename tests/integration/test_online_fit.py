@@ -1,0 +1,111 @@
+"""Online Dreamer: killed at any moment and resumed, it goes on bit by bit; what it collected trains other runs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_online
+import tiny_routes
+import torch
+from lightning import Trainer
+
+from datamodules.episodes import EpisodeDataModule
+from datamodules.experience import ExperienceError
+from datamodules.replay import ReplayDataModule
+from datamodules.shards import iter_episodes, verify
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_online.fit(folder, 40)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kill_at", "processes"), [(4, 0), (11, 2), (32, 0)])
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, processes):
+    """Batches, losses, weights, the replay with its latents, environment steps and random numbers after every update."""
+    killed = subprocess.run(
+        [sys.executable, tiny_online.__file__, str(tmp_path), "40", str(processes), str(kill_at)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    before, expected = tiny_online.seen(tmp_path), tiny_online.seen(whole)
+    assert before == expected[:kill_at]
+    (tmp_path / "seen.jsonl").unlink()
+    tiny_online.fit(tmp_path, 40, resume=tmp_path / "checkpoints" / "last.ckpt", processes=processes)
+    assert tiny_online.seen(tmp_path) == expected[3 * ((kill_at - 1) // 3) :]
+    for name in ("index.json", "train-000000.tar"):
+        assert (tmp_path / "episodes" / name).read_bytes() == (whole / "episodes" / name).read_bytes()
+
+
+def test_the_replay_was_bounded_and_its_files_are_those_of_the_last_two_checkpoints(whole):
+    last = tiny_online.seen(whole)[-1]
+    assert last["env_steps"] > 150 >= last["rows"] > 120
+    checkpoint = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = checkpoint["ReplayDataModule"]["ranks"]
+    named = {name for stream in state["replay"]["streams"] for block in stream["blocks"] for name in block[:2]}
+    there = {path.name for path in (whole / "replay").iterdir()}
+    assert (
+        named <= there and len(there) <= 2 * len(named) and not [name for name in there if name.startswith("rows-0-0-")]
+    )
+
+
+def test_what_was_collected_is_a_recording_that_trains_offline(whole):
+    index = verify(whole / "episodes")
+    assert index.complete and index.environment == {"id": "CartPole-v1"} and index.policy == "DreamerModule"
+    assert all(episode["is_last"][-1] for episode in iter_episodes(whole / "episodes"))
+    data = EpisodeDataModule(str(whole / "episodes"), batch_size=2, clip_length=5)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
+    assert trainer.global_step == 2
+
+
+def test_a_run_begun_from_the_checkpoint_of_another_takes_its_replay_along_and_leaves_it_alone(whole, tmp_path):
+    files = {path: path.read_bytes() for path in sorted(whole.rglob("*")) if path.is_file()}
+    tiny_online.fit(tmp_path, 43, resume=whole / "checkpoints" / "last.ckpt")
+    first = tiny_online.seen(tmp_path)[0]
+    assert first["step"] == 41 and first["env_steps"] >= tiny_online.seen(whole)[-1]["env_steps"]
+    assert {path: path.read_bytes() for path in sorted(whole.rglob("*")) if path.is_file()} == files
+    tiny_online.fit(tmp_path, 44, resume=tmp_path / "checkpoints" / "last.ckpt")  # its own files are complete
+
+
+def test_a_missing_replay_is_named(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "run")
+    next((tmp_path / "run" / "replay").glob("rows-*")).unlink()
+    with pytest.raises(ExperienceError, match=r"rows-.*npz cannot be read"):
+        tiny_online.fit(tmp_path / "run", 42, resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+def test_a_model_that_cannot_act_is_refused(tmp_path):
+    data = ReplayDataModule(env="sprites", num_envs=1)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ExperienceError, match="JEPAModule cannot act"):
+        trainer.fit(tiny_routes.tiny("jepa", data.spec), datamodule=data)
+
+
+def test_playing_whole_episodes(whole):
+    data = tiny_online.data_module(test_episodes=5)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (result,) = trainer.test(
+        tiny_routes.tiny("dreamer", data.spec),
+        datamodule=data,
+        ckpt_path=whole / "checkpoints" / "last.ckpt",
+        verbose=False,
+    )
+    assert 8 <= result["test/return"] == result["test/length"] - 1 <= 500
+    assert Path(whole / "checkpoints" / "last.ckpt").exists()
