@@ -46,7 +46,7 @@ class DreamerModule(WorldModel):
         size: preset, ``size1m`` ... ``size400m`` (the reference's own default is size200m; a laptop's is not).
         size_overrides: single widths that replace the preset's, for example ``{deter: 256}``.
         lr: learning rate.
-        warmup_steps: updates over which it rises from 0.
+        warmup_steps: updates over which it rises from 0; with 0 of them it is constant.
         beta2: decay of LaProp's mean square of gradients. The reference's .999 remembers about a thousand updates.
         agc: adaptive gradient clipping factor.
         free_nats: KL below which neither term has a gradient.
@@ -241,10 +241,8 @@ class DreamerModule(WorldModel):
         params = [p for p in self.parameters() if p.requires_grad]
         hp = self.hparams
         optimizer = LaProp(params, lr=hp.lr, betas=(0.9, hp.beta2), clip=hp.agc)
-        warmup = max(hp.warmup_steps, 1)
-        schedule = LambdaLR(
-            optimizer, lambda step: min(1.0, step / warmup)
-        )  # the first update has rate 0, as in the reference
+        warmup = hp.warmup_steps  # the first of these updates has rate 0, as in the reference
+        schedule = LambdaLR(optimizer, lambda step: min(1.0, step / warmup) if warmup else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

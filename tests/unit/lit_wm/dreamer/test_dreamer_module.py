@@ -8,9 +8,18 @@ from lit_wm.contract import WorldModelContract, at
 from lit_wm.dreamer import DreamerModule
 from lit_wm.dreamer.latents import CategoricalLatents
 from lit_wm.dreamer.rssm import RSSM
-from lit_wm.dreamer.sizes import BLOCKS, Size
+from lit_wm.dreamer.sizes import BLOCKS, PRESETS, Size
 from lit_wm.errors import UserError
 
+COUNTS = {
+    "size1m": 686_456,
+    "size12m": 10_492_616,
+    "size25m": 23_487_016,
+    "size50m": 41_646_984,
+    "size100m": 93_463_624,
+    "size200m": 165_942_536,
+    "size400m": 372_887_176,
+}
 PIXELS = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (6,)))
 SMALL = {"deter": 64, "hidden": 16, "classes": 4, "depth": 2, "units": 16, "stoch": 8}
 
@@ -37,10 +46,12 @@ def small(spec: ExperienceSpec = PIXELS, **options) -> DreamerModule:
     return DreamerModule(spec.to_dict(), size_overrides=SMALL, **options)
 
 
-@pytest.mark.parametrize(("size", "count"), [("size1m", 686_456), ("size12m", 10_492_616)])
-def test_published_parameter_counts(size, count):
-    model = DreamerModule(PIXELS.to_dict(), size=size)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+@pytest.mark.parametrize("size", COUNTS)
+def test_published_parameter_counts(size):
+    with torch.device("meta"):  # shapes without memory
+        model = DreamerModule(PIXELS.to_dict(), size=size)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[size]
+    assert COUNTS.keys() == PRESETS.keys()
 
 
 def test_published_parameter_counts_by_part_and_for_walker():
@@ -229,6 +240,8 @@ def test_the_first_update_has_rate_zero_and_warms_up_from_there():
         optimizer.step()
         schedule.step()
     assert rates == [0, 0.25, 0.5, 0.75, 1, 1]
+    constant = small(lr=1.0, warmup_steps=0).configure_optimizers()
+    assert constant["optimizer"].param_groups[0]["lr"] == 1
 
 
 def test_the_loss_falls_on_one_batch():
