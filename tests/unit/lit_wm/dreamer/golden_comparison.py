@@ -132,7 +132,7 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "hi": normalizer.high.item(),
                 "scale": normalizer.scale,
             },
-            "dyn_entropy": {"prior": entropy(post.log_p).mean(), "posterior": entropy(post.log_q).mean()},
+            "dyn_entropy": {"prior": entropy(post.p).mean(), "posterior": entropy(post.q).mean()},
         }
     return found, terms
 
@@ -146,7 +146,7 @@ def world_model_numbers(reference: Reference, tokens: Tensor, post: Any, logits:
     model, size = reference.model, reference.model.rssm.size
     x = feature(post.deter, post.stoch)
     modes = {key: value.unflatten(-1, (size.stoch, size.classes)).argmax(-1) for key, value in logits.items()}
-    kl = categorical_kl(post.log_q, post.log_p)
+    kl = categorical_kl(post.q, post.p)
     places = [(0, 0), (1, 3), (2, 5)]  # batch row, step
 
     def at(b: int, t: int) -> dict[str, Any]:

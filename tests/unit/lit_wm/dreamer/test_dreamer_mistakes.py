@@ -17,7 +17,7 @@ from golden_reference import GOLDEN, NOT_AT_HAND, Reference
 from lightning import LightningModule
 
 from lit_wm.distributed import ema_update
-from lit_wm.dreamer import behavior, decoder, encoder, heads, module, rssm
+from lit_wm.dreamer import behavior, decoder, encoder, heads, latents, module
 from lit_wm.dreamer.behavior import ReturnNormalizer
 from lit_wm.dreamer.distributions import UNIMIX, symlog, unimix_log_probs
 from lit_wm.dreamer.layers import RMSNorm
@@ -46,8 +46,8 @@ def mistake(stage: str, terms: str = "") -> Callable[[Maker], Maker]:
 
 @mistake("forward", "vector")
 def decoder_reads_deter_first(reference, patch):
-    latents = reference.model.rssm.size.stoch * reference.model.rssm.size.classes
-    reference.model.decoder.mlp.register_forward_pre_hook(lambda _, inputs: inputs[0].roll(-latents, -1))
+    width = reference.model.rssm.size.stoch * reference.model.rssm.size.classes
+    reference.model.decoder.mlp.register_forward_pre_hook(lambda _, inputs: inputs[0].roll(-width, -1))
 
 
 @mistake("forward", "rew con policy value repval")
@@ -139,8 +139,8 @@ def without_unimix(log_p):
 
 @mistake("forward", "dyn rep")
 def kl_without_unimix(reference, patch):
-    kl = module.categorical_kl
-    patch.setattr(module, "categorical_kl", lambda p, q: kl(without_unimix(p).log(), without_unimix(q).log()))
+    kl = latents.categorical_kl
+    patch.setattr(latents, "categorical_kl", lambda p, q: kl(without_unimix(p).log(), without_unimix(q).log()))
 
 
 @mistake("forward", "dyn rep")
@@ -150,7 +150,7 @@ def free_bits_per_latent(reference, patch):
     def kl(log_p, log_q):
         return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(share).sum(-1)
 
-    patch.setattr(module, "categorical_kl", kl)
+    patch.setattr(latents, "categorical_kl", kl)
 
 
 @mistake("forward")
@@ -161,27 +161,27 @@ def kl_terms_scaled_as_in_the_first_version(reference, patch):
 
 @mistake("gradients")
 def straight_through_without_unimix(reference, patch):
-    sample = rssm.sample_one_hot
+    sample = latents.sample_one_hot
 
     def plain(log_probs, noise):
         probs = without_unimix(log_probs)
         return sample(log_probs.detach(), noise) + probs - probs.detach()
 
-    patch.setattr(rssm, "sample_one_hot", plain)
+    patch.setattr(latents, "sample_one_hot", plain)
 
 
 @mistake("gradients")
 def samples_without_gradient(reference, patch):
-    sample = rssm.sample_one_hot
-    patch.setattr(rssm, "sample_one_hot", lambda log_probs, noise: sample(log_probs.detach(), noise))
+    sample = latents.sample_one_hot
+    patch.setattr(latents, "sample_one_hot", lambda log_probs, noise: sample(log_probs.detach(), noise))
 
 
 def with_leaking_kl(reference, patch, sides):
     """Give the KL terms, on the sides that ``sides`` chooses, the posterior's own tensors with their gradient."""
-    losses, kl = reference.model.world_model_losses, module.categorical_kl
+    losses, kl = reference.model.world_model_losses, latents.categorical_kl
 
     def leaking(post, batch):
-        patch.setattr(module, "categorical_kl", lambda log_q, log_p: kl(*sides(post, log_q, log_p)))
+        patch.setattr(latents, "categorical_kl", lambda log_q, log_p: kl(*sides(post, log_q, log_p)))
         return losses(post, batch)
 
     patch.setattr(reference.model, "world_model_losses", leaking)
@@ -189,12 +189,12 @@ def with_leaking_kl(reference, patch, sides):
 
 @mistake("gradients")
 def dynamics_loss_trains_the_posterior(reference, patch):
-    with_leaking_kl(reference, patch, lambda post, log_q, log_p: (post.log_q, log_p))
+    with_leaking_kl(reference, patch, lambda post, log_q, log_p: (post.q, log_p))
 
 
 @mistake("gradients")
 def representation_loss_trains_the_prior(reference, patch):
-    with_leaking_kl(reference, patch, lambda post, log_q, log_p: (log_q, post.log_p))
+    with_leaking_kl(reference, patch, lambda post, log_q, log_p: (log_q, post.p))
 
 
 @mistake("forward", "con")
