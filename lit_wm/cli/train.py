@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.episodes import EpisodeDataModule
 from datamodules.replay import ReplayDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
+from lit_wm.callbacks.episode_report import EpisodeReport
 from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
 from lit_wm.checkpoint_file import AtomicCheckpointIO, read_checkpoint
@@ -158,6 +159,8 @@ class TrainCLI(LightningCLI):
             callbacks = [*callbacks, UpdateProgressBar()]
         if self.subcommand == "predict":
             callbacks = [*callbacks, FeatureWriter(folder)]
+        if self.subcommand == "test":
+            callbacks = [*callbacks, EpisodeReport(folder)]
         kwargs["callbacks"] = callbacks
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]

@@ -23,10 +23,10 @@ class Decoder(nn.Module):
         if spec.vectors:
             self.mlp = MLP(z + size.deter, size.units, 3)
             self.vectors = nn.ModuleDict({key: linear(size.units, spec.observations[key][0]) for key in spec.vectors})
-        if shape := picture_shape(spec):
+        if shape := picture_shape(spec, size.stages):
             height, width, channels = shape
-            depths = [size.depth * factor for factor in DEPTHS]
-            self.grid = (height // 16, width // 16, depths[-1])
+            depths = [size.depth * factor for factor in DEPTHS[: size.stages]]
+            self.grid = (height >> size.stages, width >> size.stages, depths[-1])
             flat = self.grid[0] * self.grid[1] * self.grid[2]
             self.from_deter = BlockLinear(size.deter, flat, BLOCKS)
             self.from_stoch = nn.Sequential(

@@ -16,11 +16,11 @@ from lit_wm.errors import UserError
 DEPTHS = (2, 3, 4, 4)  # channels of the four stages, in units of the base depth
 
 
-def picture_shape(spec: ExperienceSpec) -> tuple[int, int, int] | None:
+def picture_shape(spec: ExperienceSpec, stages: int) -> tuple[int, int, int] | None:
     """(H,W,C) of all picture keys laid on top of each other; None without pictures.
 
     Raises:
-        UserError: pictures of different sizes, or of a size that four halvings do not bring into 3..16.
+        UserError: pictures of different sizes, or of a size that the halvings do not bring into 3..16.
     """
     shapes = [spec.observations[key] for key in spec.pictures]
     if not shapes:
@@ -30,8 +30,10 @@ def picture_shape(spec: ExperienceSpec) -> tuple[int, int, int] | None:
         raise UserError(
             f"Dreamer stacks pictures on channels, so {', '.join(spec.pictures)} must have one size: {shapes}"
         )
-    if any(side % 16 or not 3 <= side // 16 <= 16 for side in (height, width)):
-        raise UserError(f"Dreamer halves pictures four times down to 3..16: {height}x{width} does not fit, 64x64 does")
+    if any(side % 2**stages or not 3 <= side // 2**stages <= 16 for side in (height, width)):
+        raise UserError(
+            f"Dreamer halves pictures {stages} times (size_overrides: stages) down to 3..16: {height}x{width} does not fit"
+        )
     return height, width, sum(shape[2] for shape in shapes)
 
 
@@ -48,12 +50,12 @@ class Encoder(nn.Module):
         if spec.vectors:
             self.mlp = MLP(sum(spec.observations[key][0] for key in spec.vectors), size.units, 3)
             self.width += size.units
-        if shape := picture_shape(spec):
+        if shape := picture_shape(spec, size.stages):
             height, width, channels = shape
-            depths = [size.depth * factor for factor in DEPTHS]
+            depths = [size.depth * factor for factor in DEPTHS[: size.stages]]
             self.convs = nn.ModuleList(conv(a, b) for a, b in zip([channels, *depths], depths, strict=False))
             self.norms = nn.ModuleList(ChannelNormSiLU(depth) for depth in depths)
-            self.width += depths[-1] * (height // 16) * (width // 16)
+            self.width += depths[-1] * (height >> size.stages) * (width >> size.stages)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B,T,...) observations -> (B,T,E) tokens: the vector part, then the picture part flattened as (h,w,c)."""

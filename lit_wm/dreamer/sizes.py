@@ -20,6 +20,7 @@ class Size:
         depth: base depth d of the convolutions.
         units: width U of every MLP.
         stoch: number of latents S.
+        stages: halvings of a picture, 4 in the reference; 3 lets 32x32 end at 4x4 as 64x64 does.
     """
 
     deter: int
@@ -28,6 +29,7 @@ class Size:
     depth: int
     units: int
     stoch: int = 32
+    stages: int = 4
 
     @property
     def feature(self) -> int:
@@ -58,11 +60,13 @@ def named_size(name: str, overrides: dict[str, int] | None = None) -> Size:
         size = replace(PRESETS[name], **(overrides or {}))
     except TypeError as error:
         raise UserError(
-            f"size_overrides: {error}; the widths are deter, hidden, classes, depth, units, stoch"
+            f"size_overrides: {error}; the widths are deter, hidden, classes, depth, units, stoch, stages"
         ) from error
     check_bounds("dreamer model", vars(size), dict.fromkeys(vars(size), 1))
     if size.deter % BLOCKS:
         raise UserError(f"deter = {size.deter} is not divisible by the {BLOCKS} blocks of the recurrent core")
+    if size.stages > 4:
+        raise UserError(f"stages = {size.stages}: there are at most 4")
     if size.depth % 2:
         raise UserError(
             f"depth = {size.depth} must be even: the decoder's 4 * depth channels come from {BLOCKS} blocks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -100,11 +101,11 @@ def animation(rows: Rows, context: int) -> list[Image.Image]:
     return pictures
 
 
-def write_gif(pictures: list[Image.Image], path: Path) -> None:
+def write_gif(pictures: list[Image.Image], path: Path | BinaryIO, milliseconds: int = MILLISECONDS) -> None:
     """An endless GIF with one palette for all frames, so that still pixels do not flicker."""
     everything = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
     for i, picture in enumerate(pictures):
         everything.paste(picture, (0, i * picture.height))
     palette = everything.quantize(256)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)

@@ -17,7 +17,7 @@ ALLOWED = {
     "optim": {"optim"},
     "world_model": SHARED,
     "loading": SHARED,
-    "callbacks": {"contract", "errors", "distributed", "callbacks"},
+    "callbacks": {"contract", "errors", "distributed", "callbacks", "evaluation"},
     "evaluation": {"contract", "errors", "evaluation"},
     **{route: SHARED | {route} for route in ROUTES},
 }
