@@ -1,6 +1,6 @@
 """A tiny Dreamer that learns online, and tells what it saw: shared by tests in this and in other processes.
 
-As a script, ``python tiny_online.py OUT STEPS PROCESSES [KILL_AT]`` fits and appends to OUT/seen.jsonl.
+As a script, ``python tiny_online.py OUT STEPS PROCESSES DEVICES [KILL_AT]`` fits, from OUT's checkpoint if there is one, and appends to OUT/seen-RANK.jsonl.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import tiny_routes
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules.replay import ReplayDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
@@ -57,14 +58,14 @@ class Witness(Callback):
             "rows": len(trainer.datamodule._loader.replay),
             "random": fingerprint(torch.get_rng_state()),
         }
-        with (self.folder / "seen.jsonl").open("a") as file:
+        with (self.folder / f"seen-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(seen) + "\n")
         if trainer.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def seen(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+def seen(folder: Path, rank: int = 0) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"seen-{rank}.jsonl").read_text().splitlines()]
 
 
 def data_module(**options) -> ReplayDataModule:
@@ -72,7 +73,9 @@ def data_module(**options) -> ReplayDataModule:
     return ReplayDataModule(**({"env": "CartPole-v1", "epoch_batches": 7} | sizes | options))
 
 
-def fit(out: Path, steps: int, kill_at: int | None = None, resume: Path | None = None, **options) -> DreamerModule:
+def fit(
+    out: Path, steps: int, devices: int = 1, kill_at: int | None = None, resume: Path | None = None, **options
+) -> DreamerModule:
     """Fit, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,8 @@ def fit(out: Path, steps: int, kill_at: int | None = None, resume: Path | None =
     checkpoints.dirpath = str(out / "checkpoints")
     trainer = Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=devices,
+        strategy=DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto",
         max_steps=steps,
         callbacks=[checkpoints, Witness(out, kill_at)],
         logger=False,
@@ -94,5 +98,13 @@ def fit(out: Path, steps: int, kill_at: int | None = None, resume: Path | None =
 
 
 if __name__ == "__main__":
-    folder, count, processes, *kill = sys.argv[1:]
-    fit(Path(folder), int(count), int(kill[0]) if kill else None, processes=int(processes))
+    folder, count, processes, devices, *kill = sys.argv[1:]
+    last = Path(folder) / "checkpoints" / "last.ckpt"
+    fit(
+        Path(folder),
+        int(count),
+        int(devices),
+        int(kill[0]) if kill else None,
+        last if last.exists() else None,
+        processes=int(processes),
+    )

@@ -31,7 +31,7 @@ def whole(tmp_path_factory):
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, processes):
     """Batches, losses, weights, the replay with its latents, environment steps and random numbers after every update."""
     killed = subprocess.run(
-        [sys.executable, tiny_online.__file__, str(tmp_path), "40", str(processes), str(kill_at)],
+        [sys.executable, tiny_online.__file__, str(tmp_path), "40", str(processes), "1", str(kill_at)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=300,
@@ -39,7 +39,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, proce
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     before, expected = tiny_online.seen(tmp_path), tiny_online.seen(whole)
     assert before == expected[:kill_at]
-    (tmp_path / "seen.jsonl").unlink()
+    (tmp_path / "seen-0.jsonl").unlink()
     tiny_online.fit(tmp_path, 40, resume=tmp_path / "checkpoints" / "last.ckpt", processes=processes)
     assert tiny_online.seen(tmp_path) == expected[3 * ((kill_at - 1) // 3) :]
     for name in ("index.json", "train-000000.tar"):

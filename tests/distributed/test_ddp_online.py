@@ -1,0 +1,30 @@
+"""Two ranks that act and learn together: each with environments of its own, the same weights on both, and all of it resumed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny_online
+
+from datamodules.shards import verify
+
+
+def run(folder, steps):
+    command = [sys.executable, tiny_online.__file__, str(folder), str(steps), "0", "2"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_two_ranks_act_apart_learn_together_and_are_resumed(tmp_path):
+    run(tmp_path / "whole", 9)
+    whole = [tiny_online.seen(tmp_path / "whole", rank) for rank in (0, 1)]
+    assert [entry["step"] for entry in whole[0]] == list(range(1, 10))
+    for one, two in zip(*whole, strict=True):
+        assert one["weights"] == two["weights"] and one["batch"] != two["batch"] and one["replay"] != two["replay"]
+    assert verify(tmp_path / "whole" / "episodes").data_hash != verify(tmp_path / "whole" / "episodes_rank1").data_hash
+    run(tmp_path / "parts", 6)
+    run(tmp_path / "parts", 9)
+    for rank in (0, 1):
+        assert tiny_online.seen(tmp_path / "parts", rank) == whole[rank]
