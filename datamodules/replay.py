@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.envs import describe, vector_env
@@ -117,7 +118,9 @@ class ReplayDataModule(LightningDataModule):
                 " DreamerModule; record shards with `lit-wm record` and give an EpisodeDataModule for the others"
             )
         if stage in ("validate", "predict"):
-            raise ExperienceError(f"a ReplayDataModule plays in `fit` and `test`, there is nothing to {stage}")
+            raise ExperienceError(
+                f"a ReplayDataModule plays in `fit` and `test`, there is nothing to {TrainerFn(stage).value}"
+            )
 
     def train_dataloader(self) -> OnlineLoader:
         """The environments are made here, and brought back to where the checkpoint left them."""
