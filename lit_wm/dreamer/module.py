@@ -21,6 +21,7 @@ from lit_wm.dreamer.behavior import (
     imagine,
     replay_value_loss,
 )
+from lit_wm.dreamer.capture import CapturedUpdate
 from lit_wm.dreamer.decoder import Decoder
 from lit_wm.dreamer.encoder import Encoder
 from lit_wm.dreamer.heads import REGRESSION, Actor, ContinueHead
@@ -65,6 +66,8 @@ class DreamerModule(WorldModel):
         normalize_returns: scale advantages by the range of returns.
         reconstruction_gradient: False keeps the decoder's gradient out of the world model.
         value_gradient: False keeps that of reward, continue and value out of it.
+        compile: the same numbers faster: on a CPU the recurrent steps are compiled by ``torch.compile`` (which takes a
+            minute first); on a GPU the losses and their gradients are recorded as CUDA graphs.
 
     Raises:
         UserError: an unknown size, width, loss scale or choice, or pictures that do not fit the encoder.
@@ -99,6 +102,7 @@ class DreamerModule(WorldModel):
         normalize_returns: bool = True,
         reconstruction_gradient: bool = True,
         value_gradient: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__(experience)
         self.save_hyperparameters()
@@ -126,6 +130,13 @@ class DreamerModule(WorldModel):
         self.critic = REGRESSION[regression](widths, layers=3)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
+        self._newer: dict[str, Tensor] = {}  # states of the last batch, for the replay
+        self._captured = CapturedUpdate(self, self.update) if compile else None
+
+    def configure_model(self) -> None:
+        """Where the device is known: compile for a CPU. Lightning may call this more than once."""
+        if self.hparams.compile and self.trainer.strategy.root_device.type == "cpu":
+            self.rssm.compile_core()
 
     # ---- learning ------------------------------------------------------------------------------------------------
 
@@ -208,29 +219,34 @@ class DreamerModule(WorldModel):
         return losses, logged
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        captured = self._captured is not None and self.training and self.device.type == "cuda"
+        losses, self._newer = (self._captured if captured else self.update)(batch)
+        return losses
+
+    def update(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The scaled losses of a batch, and the states after each trained row, packed as a replay keeps them."""
         post = self.filter(batch)
-        self._newer = post.deter.detach(), post.stoch.detach()
         trained = after_context(batch) if "latent_deter" in batch else batch
         losses = self.world_model_losses(post, trained)
         behavior, logged = self.behavior_losses(post, trained)
         scaled = {
             k: self.scales["rec" if k.startswith("rec_") else k] * v.mean() for k, v in (losses | behavior).items()
         }
+        latents = self.rssm.latents
         with torch.no_grad():
-            latents = self.rssm.latents
             logged["kl"] = latents.kl(post.q, post.p).mean()
             logged["posterior_entropy"] = latents.entropy(post.q).mean()
             logged["prior_entropy"] = latents.entropy(post.p).mean()
             logged["return_scale"] = self.normalizer.scale
-        return scaled | {f"_{key}": value for key, value in logged.items()}
+            newer = {"deter": post.deter.detach(), "stoch": latents.pack(post.stoch.detach())}
+        return scaled | {f"_{key}": value for key, value in logged.items()}, newer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Online, the newer latents go back to the replay. Here, because a checkpoint is written before the end of the batch
         is announced, and must hold them."""
         total = super().training_step(batch, batch_idx)
         if "latent_deter" in batch:
-            deter, stoch = self._newer
-            self.trainer.datamodule.write_back(batch, {"deter": deter, "stoch": self.rssm.latents.pack(stoch)})
+            self.trainer.datamodule.write_back(batch, self._newer)
         return total
 
     def policy(self, seed: int) -> DreamerPolicy:

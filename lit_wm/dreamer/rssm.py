@@ -91,6 +91,10 @@ class RSSM(nn.Module):
         update = torch.sigmoid(update - 1)
         return update * candidate + (1 - update) * deter
 
+    def compile_core(self) -> None:
+        """Replace :meth:`core`, the one part that is called in every step, by its compiled form."""
+        self.core = torch.compile(self.core, dynamic=False)
+
     def observe(
         self,
         tokens: Tensor,
