@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.envs.envpool_vector import EnvPoolVectorEnv
 from datamodules.envs.workers import SturdyVectorEnv
 from datamodules.experience import ExperienceError, ExperienceSpec, Policy
 from datamodules.replay import Replay
@@ -26,7 +27,11 @@ class Collector:
     """
 
     def __init__(
-        self, env: SturdyVectorEnv, spec: ExperienceSpec, replay: Replay, keep_episode: Callable[[Rows], None]
+        self,
+        env: SturdyVectorEnv | EnvPoolVectorEnv,
+        spec: ExperienceSpec,
+        replay: Replay,
+        keep_episode: Callable[[Rows], None],
     ) -> None:
         self.env, self.spec, self.replay, self.keep_episode = env, spec, replay, keep_episode
         self.keys = [*spec.observations, *(["state"] if spec.factors else [])]
