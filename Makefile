@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK ?= requirements/lock.txt
+EXTRAS ?= atari,dev
 WORKERS ?= 2
 DEMO_STEPS ?= 20000
 SEEDS ?= 0 1 2
@@ -20,7 +21,7 @@ $(VENV)/.installed: setup.cfg $(wildcard $(LOCK))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK)) -e ".[atari,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK)) -e ".[$(EXTRAS)]"
 	@touch $@
 
 demo: install  ## record Pong, train the three routes, print the scorecard; run again, it goes on

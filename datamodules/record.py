@@ -69,7 +69,7 @@ def record(
     if steps < 2:
         raise ExperienceError(f"steps {steps} must be at least 2: one step has no action and no outcome")
     env = make(env_id, min(num_envs, steps // 2), seed, **env_args)
-    spec = env.envs[0].experience
+    spec = env.experience
     player = make_policy(policy, env_id, spec, seed)
     from datamodules.shards import ShardWriter  # here, because webdataset loads torch, which takes seconds
 

@@ -1,4 +1,4 @@
-"""Environments behind one vector interface: Pong, the sprites world, and whatever Gymnasium knows."""
+"""Environments behind one vector interface: Pong, the sprites world, and whatever Gymnasium and EnvPool know."""
 
 from datamodules.envs.registry import describe, make, make_one, require_next_step, vector_env
 

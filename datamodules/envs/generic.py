@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -31,7 +32,7 @@ class GymnasiumEnv(gymnasium.Wrapper):
         try:
             env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise ExperienceError(f"gymnasium cannot make '{env_id}': {_one_line(error)}") from error
+            raise ExperienceError(f"gymnasium cannot make '{env_id}': {one_line(error)}") from error
         env, action = _with_actions(env, env_id)
         super().__init__(env)
         own = getattr(env.unwrapped, "experience", None)
@@ -45,14 +46,7 @@ class GymnasiumEnv(gymnasium.Wrapper):
                 self._parts["state"] = ((len(own.factors),), np.dtype(np.float32))
         self.experience: ExperienceSpec = own
         self._is_dict = isinstance(env.observation_space, spaces.Dict)
-        self.observation_space = spaces.Dict(
-            {
-                key: spaces.Box(0, 255, shape, np.uint8)
-                if dtype == np.uint8
-                else spaces.Box(-np.inf, np.inf, shape, np.float32)
-                for key, (shape, dtype) in self._parts.items()
-            }
-        )
+        self.observation_space = observation_space({key: shape for key, (shape, _) in self._parts.items()})
 
     def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict]:
         return self._dressed(self.env.reset(**kwargs)[0]), {}
@@ -109,5 +103,18 @@ def _dtype(shape: tuple[int, ...]) -> np.dtype:
     return np.dtype(np.uint8 if len(shape) == 3 else np.float32)
 
 
-def _one_line(error: BaseException) -> str:
+def observation_space(shapes: Mapping[str, tuple[int, ...]]) -> spaces.Dict:
+    """Gymnasium's space of the contract's observations: (H,W,C) are uint8 pictures, (D,) are float32 vectors."""
+    return spaces.Dict(
+        {
+            key: spaces.Box(0, 255, shape, np.uint8)
+            if len(shape) == 3
+            else spaces.Box(-np.inf, np.inf, shape, np.float32)
+            for key, shape in shapes.items()
+        }
+    )
+
+
+def one_line(error: object) -> str:
+    """What it says, without line breaks."""
     return " ".join(str(error).split())

@@ -19,7 +19,9 @@ PACKAGES = (
     "gymnasium",
     "numpy",
     "ale-py",
+    "envpool",
 )
+EXTRAS = {"ale-py": "pip install 'lit-wm[atari]'; GPL-2.0", "envpool": "pip install 'lit-wm[envpool]'; 750 MB"}
 
 
 def main(argv: list[str]) -> None:
@@ -48,5 +50,4 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        extra = " (pip install 'lit-wm[atari]'; GPL-2.0)" if package == "ale-py" else ""
-        return f"not installed{extra}"
+        return f"not installed ({EXTRAS[package]})" if package in EXTRAS else "not installed"

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="example: lit-wm record --env sprites --env-arg rooms=true --out data/rooms --steps 20000",
     )
-    p.add_argument("--env", required=True, help="sprites, pong, or a Gymnasium id such as CartPole-v1")
+    p.add_argument("--env", required=True, help="sprites, pong, a Gymnasium id such as CartPole-v1, or envpool:TASK")
     p.add_argument("--out", required=True, type=Path, help="folder for the shards")
     p.add_argument("--steps", type=int, default=20_000, help="rows in total, over all environments")
     p.add_argument("--policy", default="sticky", help="random, sticky, scripted, or straight (sprites)")

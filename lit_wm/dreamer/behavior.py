@@ -42,15 +42,13 @@ class ReturnNormalizer(nn.Module):
         self.rate = rate
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("percentiles", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Move towards the percentiles of (...,) returns, taken over the batches of all ranks."""
         everyone = gather_rows(returns.detach().flatten()).to(self.low.dtype)
-        low, high = torch.quantile(everyone, self.percentiles.to(everyone.dtype))
-        self.low.lerp_(low, self.rate)
-        self.high.lerp_(high, self.rate)
+        self.low.lerp_(torch.quantile(everyone, 0.05), self.rate)
+        self.high.lerp_(torch.quantile(everyone, 0.95), self.rate)
 
     @property
     def scale(self) -> Tensor:

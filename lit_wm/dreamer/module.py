@@ -53,7 +53,7 @@ class DreamerModule(WorldModel):
         free_nats: KL below which neither term has a gradient.
         loss_scales: scales that replace the reference's, for example ``{rep: 0.5}``.
         imagination_length: H, imagined steps.
-        imagination_last: start imagination from the last n steps of each clip only; 0 means from all of them.
+        imagination_last: start imagination from the last n >= 2 steps of each clip only; 0 means from all of them.
         horizon: effective length of the discount, 1 - 1/horizon.
         lam: lambda of the lambda-return.
         entropy: weight of the actor's entropy.
@@ -110,6 +110,8 @@ class DreamerModule(WorldModel):
         check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
+        if imagination_last == 1:
+            raise UserError("imagination_last is 1: the critic on real steps needs 2 or more, or 0 for all of them")
         check_choice("kl", kl, ("balanced", "plain"))
         check_choice("latents", latents, ("categorical", "gaussian"))
         check_choice("regression", regression, tuple(REGRESSION))

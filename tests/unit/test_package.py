@@ -27,7 +27,8 @@ def test_every_folder_of_code_is_packaged():
 def test_the_lock_holds_what_setup_cfg_asks_for():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    asked = config["options"]["install_requires"].split("\n") + config["options.extras_require"]["atari"].split("\n")
+    extras = config["options.extras_require"]
+    asked = "\n".join([config["options"]["install_requires"], extras["atari"], extras["envpool"]]).split("\n")
     names = {line.split(">")[0].split("[")[0].strip() for line in asked if line.strip()}
     lines = (ROOT / "requirements" / "lock.txt").read_text().lower().splitlines()
     assert names <= {line.split("==")[0] for line in lines}

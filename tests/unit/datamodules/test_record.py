@@ -151,7 +151,7 @@ def test_a_recording_holds_what_was_asked_for(tmp_path):
 def test_broken_rewards_and_occupied_folders(tmp_path, monkeypatch):
     def broken(env_id, num_envs, seed):
         env = vector_env([3, 3, 8], reward_at={7: float("nan")})
-        env.envs[0].experience = SPEC
+        env.experience = SPEC
         return env
 
     record("sprites", tmp_path / "r", 50, progress=False)

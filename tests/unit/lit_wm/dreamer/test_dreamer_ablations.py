@@ -151,6 +151,7 @@ SMALL_STOCH = 8
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"imagination_last": 1}, "imagination_last is 1"),
         ({"kl": "joint"}, "kl 'joint' is not one of balanced, plain"),
         ({"latents": "beta"}, "latents 'beta' is not one of categorical, gaussian"),
         ({"regression": "huber"}, "regression 'huber' is not one of twohot, mse"),
