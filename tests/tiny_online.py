@@ -72,7 +72,14 @@ def data_module(**options) -> ReplayDataModule:
     return ReplayDataModule(**({"env": "CartPole-v1", "epoch_batches": 7} | sizes | options))
 
 
-def fit(out: Path, steps: int, kill_at: int | None = None, resume: Path | None = None, **options) -> DreamerModule:
+def fit(
+    out: Path,
+    steps: int,
+    kill_at: int | None = None,
+    resume: Path | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    **options,
+) -> DreamerModule:
     """Fit, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ def fit(out: Path, steps: int, kill_at: int | None = None, resume: Path | None =
         accelerator="cpu",
         devices=1,
         max_steps=steps,
-        callbacks=[checkpoints, Witness(out, kill_at)],
+        callbacks=[*callbacks, checkpoints, Witness(out, kill_at)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
