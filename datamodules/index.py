@@ -68,6 +68,8 @@ class Index:
         policy: who acted.
         seed: of the recording.
         complete: the recording ended as it should; False while it goes on, and for what an interrupt or a kill left.
+        num_envs: environments that were played side by side; None where an older version did not write it.
+        holdout: of so many episodes one is in ``val`` and one in ``test``; None likewise.
     """
 
     root: Path
@@ -79,6 +81,8 @@ class Index:
     policy: str
     seed: int
     complete: bool = True
+    num_envs: int | None = None
+    holdout: int | None = None
 
     @property
     def data_hash(self) -> str:
@@ -116,6 +120,8 @@ class Index:
             "policy": self.policy,
             "seed": self.seed,
             "complete": self.complete,
+            "num_envs": self.num_envs,
+            "holdout": self.holdout,
             "codec": self.codec,
             "chunk_steps": self.chunk_steps,
             "splits": self.splits,
@@ -215,6 +221,7 @@ def _from_dict(plain: dict[str, Any], root: Path, path: Path) -> Index:
             _typed(plain, "policy", str),
             _typed(plain, "seed", int),
             _typed({"complete": True} | plain, "complete", bool),  # versions before this key wrote no word about it
+            *(None if plain.get(key) is None else _typed(plain, key, int) for key in ("num_envs", "holdout")),
         )
         claims = plain["splits"], plain["data_hash"]
     except ExperienceError as error:

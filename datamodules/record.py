@@ -68,7 +68,7 @@ def record(
     env_args = dict(env_args or {})
     if steps < 2:
         raise ExperienceError(f"steps {steps} must be at least 2: one step has no action and no outcome")
-    env = make(env_id, min(num_envs, steps // 2), seed, **env_args)
+    env = make(env_id, played_side_by_side(num_envs, steps), seed, **env_args)
     spec = env.experience
     player = make_policy(policy, env_id, spec, seed)
     from datamodules.shards import ShardWriter  # here, because webdataset loads torch, which takes seconds
@@ -80,6 +80,7 @@ def record(
         environment={"id": env_id, **env_args},
         policy=policy,
         seed=seed,
+        num_envs=env.num_envs,
         codec=codec,
         holdout=holdout,
         overwrite=overwrite,
@@ -100,8 +101,22 @@ def record(
     )
 
 
+def played_side_by_side(num_envs: int, steps: int) -> int:
+    """Of ``num_envs`` environments, as many as find two steps to play."""
+    return min(num_envs, steps // 2)
+
+
 def find_recording(
-    env_id: str, out: str | Path, steps: int, policy: str, seed: int, env_args: Mapping[str, Any]
+    env_id: str,
+    out: str | Path,
+    steps: int,
+    policy: str,
+    seed: int,
+    num_envs: int,
+    *,
+    env_args: Mapping[str, Any],
+    codec: str,
+    holdout: int,
 ) -> Index | None:
     """The index in ``out`` if it is of the recording that these arguments of :func:`record` make, ``complete`` or not.
 
@@ -118,8 +133,11 @@ def find_recording(
         ("policy", index.policy, policy),
         ("seed", index.seed, seed),
         ("steps", steps if fits else total, steps),
+        ("num_envs", index.num_envs, played_side_by_side(num_envs, steps)),
+        ("codec", index.codec, codec),
+        ("holdout", index.holdout, holdout),
     ):
-        if there != wanted:
+        if there not in (wanted, None):  # None: what an index of an older version does not say
             raise ExperienceError(
                 f"{out} holds a recording with {name} {there}, not {wanted}: choose another folder, or replace it with"
                 " --overwrite"

@@ -161,7 +161,8 @@ class ReplayDataModule(LightningDataModule):
         if folder is None:
             raise ExperienceError("a run without a checkpoint folder cannot save its replay")
         state = self._loader.state(folder / self._named(REPLAY), f"{self.trainer.global_step:08d}")
-        if self.trainer.checkpoint_callback.save_top_k == 1:  # one checkpoint, which may still be the one before
+        if [getattr(callback, "save_top_k", None) for callback in self.trainer.checkpoint_callbacks] == [1]:
+            # one checkpoint, which may still be the one before; where others are kept, they need their files
             self._saved = [*self._saved, state["replay"]][-2:]
             Replay.tidy(folder / self._named(REPLAY), self._saved)
         ranks = [state]
@@ -187,9 +188,9 @@ class ReplayDataModule(LightningDataModule):
     # ---- where things are ----------------------------------------------------------------------------------------
 
     def _folder(self) -> Path | None:
-        """The run's folder; None where the trainer keeps no checkpoints."""
-        dirpath = getattr(self.trainer.checkpoint_callback, "dirpath", None)
-        return Path(dirpath).parent if dirpath else None
+        """The run's folder, which the callback that keeps its checkpoints knows; None where there is none."""
+        folders = (getattr(callback, "run_folder", None) for callback in self.trainer.checkpoint_callbacks)
+        return next((folder for folder in folders if folder is not None), None)
 
     def _goes_on_here(self) -> bool:
         """Whether the checkpoint that is resumed is of this run's own folder."""

@@ -67,6 +67,7 @@ class ShardWriter:
         environment: the environment and its settings, plain JSON types.
         policy: who acts.
         seed: of the recording.
+        num_envs: environments that are played side by side, where that is known.
         codec: ``webp`` (lossless strips) or ``npz`` (deflate).
         chunk_steps: most steps of a chunk; a WebP strip caps it at 16383 // picture height.
         shard_steps: a shard is closed when it holds at least so many steps.
@@ -86,6 +87,7 @@ class ShardWriter:
         environment: dict[str, Any],
         policy: str,
         seed: int,
+        num_envs: int | None = None,
         codec: str = "webp",
         chunk_steps: int = 128,
         shard_steps: int = 4096,
@@ -103,7 +105,7 @@ class ShardWriter:
         except OSError as error:
             raise ExperienceError(f"cannot write to {self.root}: {error.strerror or error}") from error
         made = dict(environment), str(policy), int(seed)
-        self._index = Index(self._folder, spec, (), codec, chunk_steps, *made, complete=False)
+        self._index = Index(self._folder, spec, (), codec, chunk_steps, *made, False, num_envs, holdout)
         self._open: dict[str, _OpenShard] = {}
         self._episodes = 0
         self._failed = False

@@ -58,8 +58,10 @@ def read_checkpoint(path: Path, route: str | None = None) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}: train with `lit-wm fit --config ...` first, or name another run")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the bytes happen to provoke
-        raise UserError(f"{path} cannot be read ({first_line(error)}): truncated or not a checkpoint") from error
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch.load raises whatever the bytes happen to provoke, in words that help nobody
+        raise UserError(f"{path} cannot be read: it is truncated or not a checkpoint") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint")
     check_checkpoint(checkpoint, route, str(path))

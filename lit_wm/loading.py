@@ -79,10 +79,14 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises:
         UserError: nothing there, or it cannot be read; one line.
     """
+    if not path:
+        raise UserError("no run is named: give a run's folder, for example runs/jepa_pong, or a .ckpt file")
     path = Path(path)
     if not path.exists():
         raise UserError(f"no run at {path}")
     file = path / CHECKPOINT if path.is_dir() else path
+    if not file.exists() and (inside := sorted(found.parents[1].name for found in path.glob(f"*/{CHECKPOINT}"))):
+        raise UserError(f"{path} is no run but holds some: name one of {', '.join(inside)}")
     checkpoint = read_checkpoint(file)
     folder = path if path.is_dir() else (path.parent.parent if path.parent.name == "checkpoints" else path.parent)
     config: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from lit_wm.errors import UserError
 
 # what a route consumes -> the batch keys that hold it; the end of rewards is told from the end of a recording
 LABELS = {"actions": ("action",), "rewards": ("reward", "is_terminal")}
+GROUP_STATE = ("params", "step", "lr")  # what an optimizer's parameter group holds beside what it was configured with
 
 
 class WorldModel(LightningModule):
@@ -51,6 +52,10 @@ class WorldModel(LightningModule):
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, already scaled: their sum is minimised. A key that starts with ``_`` is only logged."""
+
+    @abstractmethod
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One ``optimizer``, and under ``lr_scheduler`` a dict with its ``scheduler``, a ``LambdaLR`` stepped per update."""
 
     def start_from(self, batch: Batch) -> None:
         """Take from the first batch what a fit takes before it learns anything from it; for most routes that is nothing."""
@@ -93,6 +98,20 @@ class WorldModel(LightningModule):
         return self.global_step if fits else self._loaded_updates
 
     # ---- what Lightning calls ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse settings of the trainer that no route can work with.
+
+        Raises:
+            UserError: weights in half precision, or a fit without updates.
+        """
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} would round the weights themselves, which the {self.route}"
+                " model does not allow: use bf16-mixed"
+            )
+        if stage == "fit" and self.trainer.max_steps == 0:
+            raise UserError("trainer.max_steps is 0, it must be at least 1 (or -1, without end)")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._total(batch, "train")
@@ -166,8 +185,22 @@ class WorldModel(LightningModule):
 
     def on_train_start(self) -> None:
         """All ranks begin with the same seed, for the same weights; what they draw in training is to differ."""
+        if self.trainer.ckpt_path is not None:
+            self._train_as_configured()
         if world_size() > 1:
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+
+    def _train_as_configured(self) -> None:
+        """What the configuration says is what runs: the state of optimizer and schedule that a checkpoint brings holds the
+        hyper-parameters they had, over which those of now are laid. Where nothing was changed, nothing changes."""
+        configured = self.configure_optimizers()
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule = config.scheduler
+        schedule.base_lrs = configured["lr_scheduler"]["scheduler"].base_lrs
+        groups = zip(optimizer.param_groups, configured["optimizer"].param_groups, strict=True)
+        for (group, now), base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group.update({name: value for name, value in now.items() if name not in GROUP_STATE})
+            group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self._resumed_random_state is not None:  # as late as can be: set-up before the first batch draws numbers too

@@ -74,7 +74,13 @@ def data_module(**options) -> ReplayDataModule:
 
 
 def fit(
-    out: Path, steps: int, devices: int = 1, kill_at: int | None = None, resume: Path | None = None, **options
+    out: Path,
+    steps: int,
+    devices: int = 1,
+    kill_at: int | None = None,
+    resume: Path | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    **options,
 ) -> DreamerModule:
     """Fit, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
     torch.set_num_threads(1)
@@ -88,7 +94,7 @@ def fit(
         devices=devices,
         strategy=DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto",
         max_steps=steps,
-        callbacks=[checkpoints, Witness(out, kill_at)],
+        callbacks=[*callbacks, checkpoints, Witness(out, kill_at)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -63,12 +63,16 @@ class Witness(Callback):
     def __init__(self, folder: Path, kill_at: int | None = None) -> None:
         self.folder, self.kill_at = folder, kill_at
 
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         seen = {
             "step": trainer.global_step,
             "batch": hashlib.sha256(batch["frames"].numpy().tobytes()).hexdigest(),
             "size": len(batch["frames"]),
             "loss": outputs["loss"].item(),
+            "rates": self.rates,
             "random": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         }
         with (self.folder / f"seen-{trainer.global_rank}.jsonl").open("a") as file:
@@ -97,18 +101,19 @@ def fit(
     devices: int = 1,
     kill_at: int | None = None,
     resume: Path | None = None,
+    **options: object,
 ) -> WorldModel:
-    """Fit a tiny model, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
+    """Fit a tiny model with ``options``, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     data = EpisodeDataModule(str(root), batch_size=2, clip_length=6, num_workers=workers, shuffle_buffer=8)
-    model = tiny(route, data.spec)
+    model = tiny(route, data.spec, **options)
     checkpoints = StepCheckpoint(every_n_train_steps=3)
     checkpoints.dirpath = str(out / "checkpoints")
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy=DDPStrategy(process_group_backend="gloo", find_unused_parameters=True) if devices > 1 else "auto",
+        strategy=DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto",
         max_steps=steps,
         callbacks=[checkpoints, Witness(out, kill_at)],
         logger=False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -25,7 +26,8 @@ class GymnasiumEnv(gymnasium.Wrapper):
         kwargs: passed to ``gymnasium.make``.
 
     Raises:
-        ExperienceError: an unknown id or argument, or spaces that the contract cannot hold.
+        ExperienceError: an unknown id or argument, or spaces that the contract cannot hold; in ``reset`` and ``step``,
+            whatever the environment itself raises.
     """
 
     def __init__(self, env_id: str, **kwargs: Any) -> None:
@@ -35,6 +37,7 @@ class GymnasiumEnv(gymnasium.Wrapper):
             raise ExperienceError(f"gymnasium cannot make '{env_id}': {one_line(error)}") from error
         env, action = _with_actions(env, env_id)
         super().__init__(env)
+        self._named = f"'{env_id}' with {', '.join(f'{key}={value}' for key, value in kwargs.items()) or 'no options'}"
         own = getattr(env.unwrapped, "experience", None)
         if own is None:
             self._parts = _parts(env.observation_space, env_id)
@@ -49,11 +52,24 @@ class GymnasiumEnv(gymnasium.Wrapper):
         self.observation_space = observation_space({key: shape for key, (shape, _) in self._parts.items()})
 
     def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict]:
-        return self._dressed(self.env.reset(**kwargs)[0]), {}
+        with self._failing_in("reset()"):
+            observation, _ = self.env.reset(**kwargs)
+        return self._dressed(observation), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
+        with self._failing_in("step()"):
+            observation, reward, terminated, truncated, _ = self.env.step(action)
         return self._dressed(observation), float(reward), bool(terminated), bool(truncated), {}
+
+    @contextmanager
+    def _failing_in(self, where: str) -> Iterator[None]:
+        """Many options are read only when the environment runs: say which one failed, and what it was given."""
+        try:
+            yield
+        except Exception as error:  # whatever an environment raises
+            raise ExperienceError(
+                f"{self._named} failed in {where}: {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def _dressed(self, observation: Any) -> dict[str, np.ndarray]:
         parts = observation if self._is_dict else {next(iter(self._parts)): observation}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -23,6 +25,12 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The folder that holds ``checkpoints``; None before it is known. Other checkpoint callbacks have no such thing,
+        by which the run's own is told from them."""
+        return Path(self.dirpath).parent if self.dirpath else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last update is kept even when it is no multiple of N."""

@@ -129,13 +129,16 @@ def build(module: type[WorldModel], options: argparse.Namespace, **defaults: Any
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from lit_wm.cli.unknown_keys import nearest
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(module, skip={"experience"})
     parser.set_defaults(defaults)
     try:
         given = parser.instantiate_classes(parser.parse_args([f"--{word}" for word in options.set]))
     except ArgumentError as error:
-        raise UserError(f"bench {options.route}: --set: {error}") from error
+        said = str(error).replace("unrecognized arguments: --", "nothing reads ")
+        raise UserError(f"bench {options.route}: --set: {said}{nearest(str(error), parser)}") from error
     return module(experience(getattr(options, "observation", "image") == "vector"), **vars(given))
 
 

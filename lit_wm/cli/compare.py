@@ -115,7 +115,8 @@ def common_data(runs: list[LoadedRun], names: list[str], root: str | None) -> In
     """The shards all runs were trained on.
 
     Raises:
-        UserError: runs trained on different data or on pictures of different size, or unknown or changed shards.
+        UserError: runs trained on different data or on pictures of different size, or shards that are unknown, changed or
+            of another environment.
     """
     from datamodules.index import read_index
 
@@ -127,10 +128,9 @@ def common_data(runs: list[LoadedRun], names: list[str], root: str | None) -> In
         ):
             if mine != other:
                 raise UserError(f"{first_name} and {name} {what} {mine} and {other}): compare runs of one recording")
-    root = root or next((run.root for run in runs if run.root), None)
-    if root is None:
-        raise UserError(f"{first_name} does not say where its shards are: give --root FOLDER")
-    index = read_index(root)
+    knows = next((pair for pair in zip(runs, names, strict=True) if pair[0].root), (first, first_name))
+    index = read_index(root or remembered_root(*knows))
+    root = index.root
     if first.data_hash is not None and index.data_hash != first.data_hash:
         raise UserError(
             f"the shards in {root} (hash {short(index.data_hash)}) are not those that {first_name} was trained on"
@@ -138,7 +138,28 @@ def common_data(runs: list[LoadedRun], names: list[str], root: str | None) -> In
         )
     if "frames" not in index.spec.pictures:
         raise UserError(f"the shards in {root} hold no 'frames': the scorecard judges models of pictures")
+    spec = first.model.spec  # of a run that was trained on no recording, no hash says that this one is of its kind
+    if not spec.observations.items() <= index.spec.observations.items() or spec.action != index.spec.action:
+        raise UserError(
+            f"the shards in {root} are of another environment than {first_name}: give another --root FOLDER"
+        )
     return index
+
+
+def remembered_root(run: LoadedRun, name: str) -> Path:
+    """The shards that a run was trained on, from the folder that holds its ``runs``, or from here.
+
+    Raises:
+        UserError: they are in neither place, or the run does not say.
+    """
+    if run.root is None:
+        online = "env" in data_arguments(run)
+        reason = "was trained online, on no recording" if online else "does not say where its shards are"
+        raise UserError(f"{name} {reason}: give --root FOLDER" + ", shards of the same environment" * online)
+    for folder in (run.path.resolve().parent.parent / run.root, Path(run.root)):
+        if folder.exists():
+            return folder
+    raise UserError(f"{name} was trained on {run.root}, which is not here: give --root FOLDER")
 
 
 def short(data_hash: str | None) -> str:
@@ -153,10 +174,21 @@ def shapes(run: LoadedRun) -> str:
 
 
 def draw_clips(index: Index, settings: Settings, count: int) -> Clips:
-    """The same clips for every run: ``count`` for testing, three times as many to fit probes on, half as many for penalties."""
+    """The same clips for every run: ``count`` for testing, three times as many to fit probes on, half as many for penalties.
+
+    Raises:
+        UserError: no episode of a split is long enough.
+    """
     from datamodules.episodes import fixed_clips
 
     counts = {"train": 3 * count, "val": max(count // 2, 32), "test": count}
+    for split in counts:
+        longest = max((steps for shard in index.of(split) for _, steps in shard.episodes), default=settings.length)
+        if longest < settings.length:
+            raise UserError(
+                f"the scorecard needs episodes of at least {settings.length} steps ({settings.context} seen,"
+                f" {settings.steps} imagined), the longest {split} episode in {index.root} has {longest}"
+            )
     return {split: fixed_clips(index.root, split, settings.length, n, settings.seed) for split, n in counts.items()}
 
 
@@ -185,7 +217,8 @@ def train_batch(run: LoadedRun, index: Index) -> dict[str, Tensor] | None:
     data = data_arguments(run)
     if not {"batch_size", "clip_length"} <= data.keys():
         return None
-    without, crossing = data.get("without") or [], bool(data.get("cross_episodes"))
+    without = data.get("without") or []
+    crossing = data.get("cross_episodes", "env" in data)  # what an agent replays runs on from episode to episode
     clips = fixed_clips(index.root, "train", data["clip_length"], data["batch_size"], 0, crossing)
     rows = torch.arange(data["batch_size"]) % len(clips["is_first"])
     return {key: value[rows] for key, value in clips.items() if key not in without}

@@ -37,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
     there.add_argument(
         "--if-missing",
         action="store_true",
-        help="do nothing if the folder holds a recording of the same env, env-args, policy, steps and seed; "
-        "make one anew that was interrupted",
+        help="do nothing if the folder holds the recording that these options make; make one anew that was interrupted",
     )
     return p
 
@@ -76,27 +75,18 @@ def main(argv: list[str]) -> None:
     env_args = environment_options(size + given.env_arg)
     from datamodules.record import find_recording, record  # after the options were understood: --help answers at once
 
+    what = given.env, given.out, given.steps, given.policy, given.seed, given.num_envs
+    how = {"env_args": env_args, "codec": given.codec, "holdout": given.holdout}
     overwrite = given.overwrite
     if given.if_missing:
-        there = find_recording(given.env, given.out, given.steps, given.policy, given.seed, env_args)
+        there = find_recording(*what, **how)
         if there and there.complete:
             print(f"{given.out} already holds this recording of {given.env}: nothing to do")
             return
         overwrite = there is not None
     occupied = (given.out / "index.json").exists()
     try:
-        done = record(
-            given.env,
-            given.out,
-            given.steps,
-            given.policy,
-            given.seed,
-            given.num_envs,
-            env_args=env_args,
-            codec=given.codec,
-            holdout=given.holdout,
-            overwrite=overwrite,
-        )
+        done = record(*what, **how, overwrite=overwrite)
     except KeyboardInterrupt:
         if occupied:
             kept = "the old recording is untouched"

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -80,26 +82,40 @@ def users_mistake(error: BaseException) -> UserError | ExperienceError | None:
     return None
 
 
+def refusal(error: BaseException) -> UserError | None:
+    """What Lightning refuses while a run goes on, or what a rank sees of it when another one has stopped; None for anything
+    else, which is a mistake of ours."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").startswith("lightning."):
+        return UserError(one_line(str(error)))
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error)):
+        return UserError("another process of this run failed or is out of reach: see its message")
+    return None
+
+
 @contextmanager
 def said_in_one_line(what: str) -> Iterator[None]:
-    """Lightning refuses settings that cannot work with errors of three kinds; all are the user's to mend."""
+    """Lightning refuses settings that cannot work with errors of four kinds; all are the user's to mend."""
     try:
         yield
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise UserError(f"{what}: {one_line(str(error))}") from error
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """``config.yaml`` beside the run, written by fit alone: ``fit -c`` of it trains such a run again."""
+    """``config.yaml`` in the run's ``folder``, written by fit alone: ``fit -c`` of it trains such a run again."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        folder = Path(trainer.checkpoint_callback.dirpath).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.name, config.runs, config.ckpt_path = folder.name, str(folder.parent), None  # may be NAME-2
-        self.parser.save(config, folder / CONFIG, skip_none=False, overwrite=True)
+        config.name, config.runs, config.ckpt_path = self.folder.name, str(self.folder.parent), None  # may be NAME-2
+        self.parser.save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
 
 
 class TrainCLI(LightningCLI):
@@ -151,6 +167,7 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer") or {}
         folder = self.run_folder
         self._get(self.config_init, "checkpoint").dirpath = str(folder / CHECKPOINT.parent)  # whatever the logger
+        self.save_config_kwargs = {**self.save_config_kwargs, "folder": folder}
         if config.get("logger") is None and not config.get("fast_dev_run"):
             kwargs["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         callbacks = config.get("callbacks") or []
@@ -238,8 +255,8 @@ def main(argv: list[str]) -> None:
         run(argv)
     except (MisconfigurationException, OmegaConfBaseException) as error:
         raise UserError(one_line(str(error))) from error
-    except ValueError as error:
-        mistake = users_mistake(error)
+    except (ValueError, RuntimeError) as error:
+        mistake = users_mistake(error) or refusal(error)
         if mistake is None:
             raise
         raise mistake from error

@@ -46,14 +46,29 @@ def config_files(argv: list[str]) -> list[str]:
 
 
 def file_of(message: str, files: list[str]) -> str:
-    """``(in FILE)`` for the last file that holds the unknown key of a message, else nothing."""
+    """``(in FILE)`` for the last file that holds the unknown key of a message, else nothing; with advice where it is not
+    the key that is wrong but the file's place."""
     unknown = UNKNOWN.search(message)
     if unknown is None or "unrecognized" in message:  # that one stands on the command line
         return ""
     for file in reversed(files):
         if any(".".join(("", *path)).endswith(f".{unknown[1]}") for path, _ in keys_of(_read(file))):
-            return f" (in {file})"
+            early = "; put it after the experiment's file" if _comes_too_early(file, files) else ""
+            return f" (in {file}{early})"
     return ""
+
+
+def _comes_too_early(file: str, files: list[str]) -> bool:
+    """Whether a file adds to the model or the data before the one that says of which class they are."""
+
+    def says_class(group: str, some: list[str]) -> bool:
+        return any("class_path" in (_read(each).get(group) or {}) for each in some)
+
+    place = files.index(file)
+    return any(
+        group in _read(file) and not says_class(group, files[: place + 1]) and says_class(group, files[place + 1 :])
+        for group in ("model", "data")
+    )
 
 
 def keys_of(content: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

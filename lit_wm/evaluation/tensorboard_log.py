@@ -16,12 +16,13 @@ def write(card: Scorecard, report: str, sheet: Path, gif: Path, folder: Path) ->
     """Write event files: ``folder/RUN`` per run, and in ``folder`` itself the layout, the report and the pictures.
 
     Scalars stand under ``scorecard/<tag>`` at the run's number of updates, and under ``horizon/<measure>/...`` as curves
-    whose x-axis is the horizon k. Event files of an earlier scorecard in the same folders are replaced.
+    whose x-axis is the horizon k. Event files of an earlier scorecard, of whichever runs, are replaced.
     """
+    _clear(folder)
     for run in card.runs:
-        with _fresh_writer(folder / run.name) as writer:
+        with SummaryWriter(str(folder / run.name)) as writer:
             _write_run(writer, run)
-    with _fresh_writer(folder) as writer:
+    with SummaryWriter(str(folder)) as writer:
         writer.add_custom_scalars(layout(card))
         writer.add_text("scorecard", report)
         for tag, path in (("rollouts/contact_sheet", sheet), ("rollouts/animation", gif)):
@@ -70,7 +71,9 @@ def _write_run(writer: SummaryWriter, run: RunScores) -> None:
             writer.add_scalar("/".join(["horizon", measure, *rest[1:]]), number.value, int(rest[0][1:]))
 
 
-def _fresh_writer(folder: Path) -> SummaryWriter:
-    for old in folder.glob("events.out.tfevents.*"):
+def _clear(folder: Path) -> None:
+    """Remove event files, and the folders of runs that held nothing else."""
+    for old in [*folder.glob("events.out.tfevents.*"), *folder.glob("*/events.out.tfevents.*")]:
         old.unlink()
-    return SummaryWriter(str(folder))
+        if old.parent != folder and not any(old.parent.iterdir()):
+            old.parent.rmdir()

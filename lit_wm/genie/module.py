@@ -241,17 +241,12 @@ class GenieModule(WorldModel):
         return lambda step: settings.factor(step - begin, end - begin)
 
     def setup(self, stage: str) -> None:
-        """Refuse DDP as it comes: it waits for ever for gradients of the parts that do not learn now."""
+        """Tell DDP that not all parts learn in every step: as it comes it waits for ever for gradients of those that do not."""
+        super().setup(stage)
         strategy = self.trainer.strategy
         all_learn = self.order == "joint" and self.lam_objective != "dynamics"
-        if (
-            isinstance(strategy, DDPStrategy)
-            and not strategy._ddp_kwargs.get("find_unused_parameters")
-            and not all_learn
-        ):
-            raise UserError(
-                "the genie model trains its parts in turn: set trainer.strategy to ddp_find_unused_parameters_true"
-            )
+        if isinstance(strategy, DDPStrategy) and not all_learn:
+            strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_fit_start(self) -> None:
         """Take over a trained tokenizer when a fit begins; a resumed fit has it in its own checkpoint."""

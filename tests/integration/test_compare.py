@@ -3,15 +3,19 @@
 import dataclasses
 import functools
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from datamodules.experience import ActionSpace
+from datamodules.index import read_index
 from lit_wm.cli import compare
 from lit_wm.cli.main import main, run
 from lit_wm.errors import UserError
+from lit_wm.evaluation.settings import Settings
 from lit_wm.loading import load_run
 
 JEPA = {"patch": 16, "dim": 16, "depth": 1, "heads": 2, "predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
@@ -125,11 +129,63 @@ def test_bad_words_are_refused(words, message):
         run(["compare", *words])
 
 
+def said(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *words])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def moved(folder, home, data):
+    """A copy of a run in ``home/runs`` that was trained on what ``data`` says."""
+    shutil.copytree(folder / "runs/jepa", home / "runs/jepa")
+    config = yaml.safe_load((home / "runs/jepa/config.yaml").read_text())
+    config["data"] = data
+    (home / "runs/jepa/config.yaml").write_text(yaml.safe_dump(config))
+    return str(home / "runs/jepa")
+
+
+def test_shards_are_looked_for_where_the_run_was_trained_and_then_here(folder, tmp_path, monkeypatch, capsys):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    data = {"class_path": "datamodules.episodes.EpisodeDataModule", "init_args": {"root": "data/sprites"}}
+    run = moved(folder, home, data)
+    message = "jepa was trained on data/sprites, which is not here: give --root FOLDER"
+    assert said(capsys, [run]) == f"lit-wm: error: {message}"
+    for place in (here, home):  # the second goes before the first
+        shutil.copytree(folder / "data", place / "data/sprites")
+        loaded = load_run(run)
+        assert compare.common_data([loaded], ["jepa"], None).root == place / "data/sprites"
+
+
+def test_a_run_that_was_trained_online_needs_a_root(folder, tmp_path, capsys):
+    data = {"class_path": "datamodules.replay.ReplayDataModule", "init_args": {"env": "sprites", "batch_size": 2}}
+    run = moved(folder, tmp_path, data | {"init_args": {"env": "sprites", "batch_size": 2, "clip_length": 60}})
+    assert "jepa was trained online, on no recording: give --root FOLDER" in said(capsys, [run])
+    online = dataclasses.replace(load_run(run), data_hash=None)
+    index = compare.common_data([online], ["jepa"], str(folder / "data"))
+    batch = compare.train_batch(online, index)
+    assert batch["is_first"].shape == (2, 60) and batch["is_first"][:, 1:].any(), "it goes on from episode to episode"
+    online.model.spec = dataclasses.replace(online.model.spec, action=ActionSpace("discrete", (3,)))
+    with pytest.raises(UserError, match="are of another environment than jepa: give another --root FOLDER"):
+        compare.common_data([online], ["jepa"], str(folder / "data"))
+
+
+def test_episodes_that_are_too_short_are_told_what_the_scorecard_needs(make_recording):
+    index = read_index(make_recording([20, 11, 20] + [20] * 7))
+    message = r"at least 12 steps \(4 seen, 8 imagined\), the longest val episode in .*data has 11$"
+    with pytest.raises(UserError, match=message):
+        compare.draw_clips(index, Settings(), 32)
+
+
 def fake(name="a", data_hash="x" * 64, size=64, root="r"):
     observations = {"frames": (size, size, 3)}
     return SimpleNamespace(
         name=name,
         data_hash=data_hash,
+        config={},
         root=root,
         model=SimpleNamespace(spec=SimpleNamespace(observations=observations)),
     )

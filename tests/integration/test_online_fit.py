@@ -11,6 +11,7 @@ import tiny_online
 import tiny_routes
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from datamodules.episodes import EpisodeDataModule
 from datamodules.experience import ExperienceError
@@ -109,3 +110,19 @@ def test_playing_whole_episodes(whole):
     )
     assert 8 <= result["test/return"] == result["test/length"] - 1 <= 500
     assert Path(whole / "checkpoints" / "last.ckpt").exists()
+
+
+def test_checkpoints_of_ones_own_leave_the_run_its_folder_and_keep_their_replay(tmp_path):
+    mine = ModelCheckpoint(
+        str(tmp_path / "mine" / "checkpoints"), filename="{step}", every_n_train_steps=2, save_top_k=-1
+    )
+    tiny_online.fit(tmp_path / "run", 8, callbacks=(mine, OnExceptionCheckpoint(str(tmp_path / "oops"))))
+    assert (tmp_path / "run" / "episodes" / "index.json").exists() and not (tmp_path / "mine" / "replay").exists()
+    there = {path.name for path in (tmp_path / "run" / "replay").iterdir()}
+    kept = [*(tmp_path / "mine" / "checkpoints").iterdir(), tmp_path / "run" / "checkpoints" / "last.ckpt"]
+    assert len(kept) == 5
+    for path in kept:
+        (state,) = torch.load(path, weights_only=True)["ReplayDataModule"]["ranks"]
+        assert {
+            name for stream in state["replay"]["streams"] for block in stream["blocks"] for name in block[:2]
+        } <= there

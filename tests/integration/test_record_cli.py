@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import datamodules.record
 from datamodules.experience import ExperienceError
@@ -107,6 +108,9 @@ OTHERS = [
     ["--policy", "random"],
     ["--env", "CartPole-v1"],
     ["--env-arg", "noise=0.5"],
+    ["--num-envs", "3"],
+    ["--codec", "npz"],
+    ["--holdout", "5"],
 ]
 
 
@@ -119,6 +123,29 @@ def test_if_missing_refuses_a_recording_made_with_other_settings(tmp_path, other
         record.main([*WANTED, *out, *other, "--if-missing"])
     assert "\n" not in str(error.value)
     assert (tmp_path / "data" / "index.json").read_bytes() == before
+
+
+def test_if_missing_takes_an_index_of_before_these_keys(tmp_path, capsys):
+    words = [*WANTED, "--out", str(tmp_path / "data")]
+    record.main(words)
+    path = tmp_path / "data" / "index.json"
+    plain = json.loads(path.read_text())
+    assert (plain.pop("num_envs"), plain.pop("holdout")) == (2, 10)
+    path.write_text(json.dumps(plain))
+    record.main([*words, "--if-missing"])
+    assert "already holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_an_environment_that_fails_at_play_is_named_with_place_and_options(tmp_path, monkeypatch, where):
+    def broken(self, *args, **kwargs):
+        raise AttributeError("no\nwindow")
+
+    monkeypatch.setattr(CartPoleEnv, where, broken)
+    words = ["--env", "CartPole-v1", "--env-arg", "sutton_barto_reward=true", "--out", str(tmp_path / "data")]
+    said = rf"^'CartPole-v1' with sutton_barto_reward=True failed in {where}\(\): AttributeError: no window$"
+    with pytest.raises(ExperienceError, match=said):
+        record.main(words)
 
 
 def test_if_missing_replaces_what_an_interrupt_left_of_the_same_recording_only(tmp_path, capsys, interrupted):

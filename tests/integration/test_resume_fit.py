@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_routes
+import torch
 
 from datamodules.experience import ActionSpace, ExperienceSpec
 
@@ -40,3 +41,34 @@ def test_killed_and_resumed_equals_uninterrupted(make_recording, tmp_path, route
     assert before == tiny_routes.seen(whole)[:kill_at]
     assert tiny_routes.seen(broken) == tiny_routes.seen(whole)[saved:]
     assert (broken / "weights-0").read_text() == (whole / "weights-0").read_text()
+
+
+FAST = {"lr": 3e-3, "warmup_steps": 1, "decay": "constant"}
+CHANGED = {
+    "dreamer": ({"lr": 3e-3, "beta2": 0.9, "agc": 0.1}, {"betas": (0.9, 0.9), "clip": 0.1}),
+    "genie": (
+        {f"{part}_optimizer": FAST for part in ("tokenizer", "lam", "dynamics")} | {"betas": (0.5, 0.8)},
+        {"betas": (0.5, 0.8)},
+    ),
+    "jepa": ({"lr": 3e-3, "weight_decay": 0.5}, {"weight_decay": 0.5}),
+}
+
+
+@pytest.mark.parametrize("route", CHANGED)
+def test_what_was_changed_before_resuming_is_what_runs(make_recording, tmp_path, route):
+    """From the first update on, and the optimizer's own state goes on from the checkpoint."""
+    root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17], spec=SPEC)
+    out, (options, expected) = tmp_path / "out", CHANGED[route]
+    tiny_routes.fit(route, root, out, 6)
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    same = tiny_routes.fit(route, root, tmp_path / "same", 7, resume=checkpoint)
+    changed = tiny_routes.fit(route, root, tmp_path / "changed", 7, resume=checkpoint, **options)
+    (before,), (after,) = same.trainer.optimizers, changed.trainer.optimizers
+    (schedule,) = (config.scheduler for config in changed.trainer.lr_scheduler_configs)
+    assert set(schedule.base_lrs) == {3e-3} and schedule.last_epoch == 7
+    (update_before,), (update_after,) = tiny_routes.seen(tmp_path / "same"), tiny_routes.seen(tmp_path / "changed")
+    assert update_after["rates"] == pytest.approx([3 * rate for rate in update_before["rates"]], rel=0.01)
+    for old, new in zip(before.param_groups, after.param_groups, strict=True):
+        assert new["lr"] == pytest.approx(3 * old["lr"], rel=0.01) and old.get("step") == new.get("step")
+    assert {name: after.param_groups[0][name] for name in expected} == expected
+    assert any(not torch.equal(p, q) for p, q in zip(same.parameters(), changed.parameters(), strict=True))

@@ -176,6 +176,12 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
         (["--model.init_args.size_overrides", "{deter: 0}"], "deter"),
         (["--data.init_args.without", "[is_terminal]"], "is_terminal"),
         (["--data.init_args.without", "[frames]"], "without"),
+        (["--trainer.max_steps", "0"], "trainer.max_steps is 0, it must be at least 1"),
+        (["--trainer.precision", "bf16-true"], "use bf16-mixed"),
+        (["--trainer.precision", "16-true"], "use bf16-mixed"),
+        (["--trainer.accelerator", "tpu"], "torch_xla"),
+        (["--trainer.val_check_interval", "5000"], "`val_check_interval` (5000) must be less than or equal"),
+        (["-c", "stopping.yaml"], "conditioned on metric `nope` which is not available"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
@@ -192,6 +198,8 @@ def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
     (home / "empty_in_list.yaml").write_text(
         f"trainer: {{callbacks: [{{class_path: {callback}, init_args: {{bogus: {{}}}}}}]}}\n"
     )
+    stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: nope}}"
+    (home / "stopping.yaml").write_text(f"trainer: {{val_check_interval: 1, callbacks: [{stopping}]}}\n")
     (home / "empty_key.yaml").write_text("model: {init_args: {sizee: {}}}\n")
     (home / "nowhere.yaml").write_text("model: {init_args: {lr: '${nope.x}'}}\n")
     (home / "runs/stopped/checkpoints").mkdir(parents=True)
@@ -201,6 +209,44 @@ def test_mistakes_are_one_line_and_exit_code_2(home, capsys, words, message):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-wm: error:")]
     assert stop.value.code == 2 and len(said) == 1 and message in said[0]
     assert "tiny.yaml" not in said[0], "that file is right"
+    assert "Weights only" not in said[0], "torch's own words are for its authors"
+
+
+def test_an_overlay_before_the_experiment_is_told_its_place(home, capsys):
+    (home / "overlay.yaml").write_text("data: {init_args: {num_workers: 0}}\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", "overlay.yaml", "-c", "tiny.yaml"])
+    assert "(in overlay.yaml; put it after the experiment's file)" in capsys.readouterr().err
+    (home / "overlay.yaml").write_text("data: {init_args: {workers: 0}}\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", "tiny.yaml", "-c", "overlay.yaml"])
+    assert capsys.readouterr().err.endswith("(in overlay.yaml)\n"), "its place is right"
+
+
+def test_our_own_mistakes_keep_their_traceback_and_those_of_a_broken_run_do_not(home, monkeypatch, capsys):
+    def fails(message):
+        def step(self, batch, batch_idx):
+            raise RuntimeError(message)
+
+        return step
+
+    monkeypatch.setattr("lit_wm.world_model.WorldModel.training_step", fails("ours"))
+    with pytest.raises(RuntimeError, match="ours"):
+        cli.main(["fit", "-c", "tiny.yaml"])
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+    monkeypatch.setattr("lit_wm.world_model.WorldModel.training_step", fails(lost))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "-c", "tiny.yaml"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "another process of this run failed" in said and "gloo" not in said
+
+
+@pytest.mark.parametrize("dirpath", [None, "elsewhere"])
+def test_a_checkpoint_callback_of_ones_own_leaves_the_run_its_folder(home, dirpath):
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": dirpath}}
+    (home / "mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "logger": dirpath is None}}))
+    cli.main(["fit", "-c", "tiny.yaml", "-c", "mine.yaml"])
+    assert load_run("runs/tiny").seed == 0 and not (home / "config.yaml").exists()
 
 
 def test_empty_mappings_that_may_be_there(home, monkeypatch):

@@ -24,6 +24,14 @@ def test_every_folder_of_code_is_packaged():
     assert named == folders | {"lit_wm.configs"}
 
 
+def test_every_python_that_is_allowed_up_to_the_newest_tested_is_named():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["author"]
+    for version in ("3.11", "3.12", "3.13"):
+        assert f"Programming Language :: Python :: {version}" in config["metadata"]["classifiers"]
+
+
 def test_the_lock_holds_what_setup_cfg_asks_for():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

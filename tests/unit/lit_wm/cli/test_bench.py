@@ -69,7 +69,7 @@ def test_flops_are_those_of_one_step():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "dimm=3"], "dimm"),
+        (["--set", "dimm=3"], "--set: nothing reads dimm=3; did you mean 'dim'?"),
         (["--set", "dim=wide"], "dim"),
         (["--set", "dim"], "KEY=VALUE"),
         (["--set", "dim=15"], "sizes do not fit"),

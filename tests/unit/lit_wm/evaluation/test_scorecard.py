@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_wm.cli import compare
-from lit_wm.evaluation import render, report
+from lit_wm.evaluation import render, report, tensorboard_log
 from lit_wm.evaluation.judge import judge
 from lit_wm.evaluation.scorecard import Scorecard
 from lit_wm.evaluation.statistics import Number
@@ -127,6 +127,18 @@ def test_tensorboard_has_the_same_tags_for_every_run_a_layout_and_pictures(card,
     assert set(top.Tags()["images"]) == {"rollouts/contact_sheet", "rollouts/animation"}
     assert "custom_scalars__config__" in top.Tags()["tensors"]
     assert top.Images("rollouts/animation")[0].encoded_image_string == (written / "rollouts.gif").read_bytes()
+
+
+def test_tensorboard_forgets_the_runs_of_an_earlier_scorecard(card, written, tmp_path):
+    folder, (first, *others) = tmp_path / "tensorboard", card.runs
+    (folder / others[0].name).mkdir(parents=True)
+    (folder / others[0].name / "notes").touch()
+    for runs in ([first, *others], [first]):
+        tensorboard_log.write(
+            Scorecard(DATA, SETTINGS, runs), "", written / "rollouts.png", written / "rollouts.gif", folder
+        )
+    assert {path.parent.name for path in folder.rglob("events.*")} == {first.name, "tensorboard"}
+    assert (folder / others[0].name / "notes").exists() and not (folder / others[1].name).exists()
 
 
 def test_runs_that_differ_by_seed_alone_get_intervals_over_seeds(card):

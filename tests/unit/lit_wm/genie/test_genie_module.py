@@ -284,15 +284,12 @@ def test_validation_of_a_checkpoint_measures_the_parts_that_had_learnt(tmp_path)
     assert {"val/dynamics_ce", "val/lam_pixels"} <= measured.keys() and "val/tokenizer_pixels" not in measured
 
 
-def test_ddp_that_would_wait_for_ever_is_refused():
-    m = model(order="staged", tokenizer_steps=2)
-    m._trainer = SimpleNamespace(strategy=DDPStrategy())
-    with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
+def test_ddp_is_told_that_not_all_parts_learn_in_every_step():
+    for options, told in (({"order": "staged"}, True), ({"order": "joint"}, None)):
+        m, strategy = model(**options), DDPStrategy()
+        m._trainer = SimpleNamespace(strategy=strategy, precision="32-true", max_steps=1)
         m.setup("fit")
-    for options, kwargs in (({"order": "staged"}, {"find_unused_parameters": True}), ({"order": "joint"}, {})):
-        m = model(**options)
-        m._trainer = SimpleNamespace(strategy=DDPStrategy(**kwargs))
-        m.setup("fit")
+        assert strategy._ddp_kwargs.get("find_unused_parameters") is told
 
 
 def test_world_takes_over_a_tokenizer(tmp_path):
