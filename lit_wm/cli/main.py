@@ -9,6 +9,7 @@ import errno
 import importlib
 import sys
 
+from lit_wm.cli.memory import keep_freed_memory
 from lit_wm.errors import ExperienceError, UserError
 
 VERBS = {
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    keep_freed_memory()
     try:
         run(argv)
     except (UserError, ExperienceError) as error:
