@@ -56,11 +56,22 @@ def twohot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor
     return -((1 - weight_above) * at_below + weight_above * at_above)
 
 
+def class_softmax(logits: Tensor) -> Tensor:
+    """softmax of (..., S, C) over its classes.
+
+    A few classes are moved before the latents: along a last axis shorter than a vector register, torch's CPU kernel goes
+    through them one by one, and takes 6 times as long.
+    """
+    if logits.shape[-1] >= 16:
+        return logits.softmax(-1)
+    return logits.transpose(-1, -2).contiguous().softmax(-2).transpose(-1, -2).contiguous()
+
+
 def unimix_log_probs(logits: Tensor, unimix: float = UNIMIX) -> Tensor:
-    """log(0.99 softmax(logits) + 0.01 / C): no class is ever impossible."""
+    """log(0.99 softmax(logits) + 0.01 / C) of (..., S, C): no class is ever impossible."""
     if unimix == 0:
         return logits.log_softmax(-1)
-    return ((1 - unimix) * logits.softmax(-1) + unimix / logits.shape[-1]).log()
+    return ((1 - unimix) * class_softmax(logits) + unimix / logits.shape[-1]).log()
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -76,7 +87,7 @@ def sample_one_hot(log_probs: Tensor, noise: Tensor | None) -> Tensor:
         noise: standard Gumbel noise of the same shape; None takes the mode.
     """
     index = (log_probs if noise is None else log_probs + noise).argmax(-1)
-    hard = F.one_hot(index, log_probs.shape[-1]).to(log_probs.dtype)
+    hard = F.embedding(index, torch.eye(log_probs.shape[-1], dtype=log_probs.dtype, device=log_probs.device))
     if not log_probs.requires_grad:
         return hard
     probs = log_probs.exp()
@@ -84,6 +95,6 @@ def sample_one_hot(log_probs: Tensor, noise: Tensor | None) -> Tensor:
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gumbel noise, -log(-log(u))."""
-    exponential = torch.empty(shape, dtype=like.dtype, device=like.device).exponential_(generator=generator)
-    return -exponential.clamp_min(torch.finfo(like.dtype).tiny).log()
+    """Standard Gumbel noise, -log(-log(u)); -inf for u = 0, which no argmax takes. Four times as fast as exponential_."""
+    u = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
+    return u.log_().neg_().log_().neg_()

@@ -147,8 +147,9 @@ class RSSM(nn.Module):
         log_p = self.latents(self.prior(deter))
         if temperature == 0:
             return deter, sample_one_hot(log_p, None).to(deter.dtype)
-        noise = gumbel(tuple(log_p.shape), log_p, generator)
-        return deter, sample_one_hot((log_p / temperature).log_softmax(-1), noise).to(deter.dtype)
+        if temperature != 1:
+            log_p = (log_p / temperature).log_softmax(-1)
+        return deter, sample_one_hot(log_p, gumbel(tuple(log_p.shape), log_p, generator)).to(deter.dtype)
 
 
 def feature(deter: Tensor, stoch: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from lit_wm.dreamer.behavior import ReturnNormalizer, lambda_returns
 from lit_wm.dreamer.distributions import (
     categorical_kl,
+    class_softmax,
     gumbel,
     sample_one_hot,
     symexp,
@@ -60,6 +61,16 @@ def test_unimix_keeps_every_class_possible():
     torch.testing.assert_close(log_p.exp(), torch.tensor([[0.9925, 0.0025, 0.0025, 0.0025]]))
 
 
+@pytest.mark.parametrize("classes", [4, 16])
+def test_the_softmax_over_classes_is_the_plain_one_with_its_gradient(classes):
+    logits = torch.randn(3, 2, 5, classes, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(logits)
+    torch.testing.assert_close(class_softmax(logits), logits.softmax(-1))
+    (found,) = torch.autograd.grad((class_softmax(logits) * weight).sum(), logits)
+    (expected,) = torch.autograd.grad((logits.softmax(-1) * weight).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
 def test_kl_is_that_of_torch_summed_over_latents():
     p, q = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
     law = torch.distributions.Categorical
@@ -83,6 +94,14 @@ def test_gumbel_samples_follow_the_probabilities():
     log_p = probs.log().expand(20000, 3)
     counts = sample_one_hot(log_p, gumbel((20000, 3), log_p, generator)).mean(0)
     torch.testing.assert_close(counts, probs, atol=0.015, rtol=0)
+
+
+def test_gumbel_noise_has_its_mean_and_deviation_and_no_nan():
+    noise = gumbel((1000, 1000), torch.empty(0), torch.Generator().manual_seed(0)).double()
+    noise = noise[noise.isfinite()]  # u = 0 gives -inf
+    assert len(noise) > 999_000
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.005)
+    assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.005)
 
 
 def test_lambda_return_is_the_weighted_sum_of_n_step_returns():
