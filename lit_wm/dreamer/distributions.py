@@ -38,22 +38,20 @@ def twohot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor
 
     Args:
         logits: (..., 255).
-        target: (...,), no gradient is taken through it.
+        target: (...,), or (..., K) for several targets that share one log-softmax; no gradient is taken through it.
         bins: (255,) from :func:`twohot_bins`.
 
     Returns:
-        (...,) nats. Two gathers; no one-hot of 255 entries is ever made.
+        nats, of the target's shape. One gather; no one-hot of 255 entries is ever made.
     """
-    target = target.detach().to(bins.dtype)
-    count = torch.searchsorted(bins, target.contiguous(), right=True)  # bins <= target
+    targets = target.detach().to(bins.dtype).view(*logits.shape[:-1], -1)
+    count = torch.searchsorted(bins, targets.contiguous(), right=True)  # bins <= target
     below, above = (count - 1).clamp(0, len(bins) - 1), count.clamp(0, len(bins) - 1)
-    distance_below, distance_above = (bins[below] - target).abs(), (bins[above] - target).abs()
+    distance_below, distance_above = (bins[below] - targets).abs(), (bins[above] - targets).abs()
     total = distance_below + distance_above
     weight_above = torch.where(below == above, torch.zeros_like(total), distance_below / total.clamp_min(1e-30))
-    log_p = logits.log_softmax(-1)
-    at_below = log_p.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-    at_above = log_p.gather(-1, above.unsqueeze(-1)).squeeze(-1)
-    return -((1 - weight_above) * at_below + weight_above * at_above)
+    at_below, at_above = logits.log_softmax(-1).gather(-1, torch.cat([below, above], -1)).chunk(2, -1)
+    return -torch.lerp(at_below, at_above, weight_above).view(target.shape)
 
 
 def class_softmax(logits: Tensor) -> Tensor:
