@@ -50,11 +50,23 @@ def upsample_conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
         layer: a 5x5 convolution to O channels that keeps the size.
 
     Returns:
-        (N,O,2h,2w).
+        (N,h,w,2,2,O): the phases side by side, which :func:`join_phases` makes one picture of.
     """
     phases = PHASES.to(layer.weight)
-    kernel = torch.einsum("aip,ocpq,bjq->oabcij", phases, layer.weight, phases).flatten(0, 2)
-    return F.pixel_shuffle(F.conv2d(x, kernel, layer.bias.repeat_interleave(4), padding=1), 2)
+    kernel = torch.einsum("aip,ocpq,bjq->abocij", phases, layer.weight, phases).flatten(0, 2)
+    x = F.conv2d(x, kernel, layer.bias.repeat(4), padding=1)
+    return x.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
+
+
+def join_phases(x: Tensor) -> Tensor:
+    """(N,h,w,2,2,O) -> (N,O,2h,2w), in memory with the channels last."""
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def split_phases(x: Tensor) -> Tensor:
+    """(N,O,2h,2w) -> (N,h,w,2,2,O), the inverse."""
+    x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
 class RMSNorm(nn.Module):

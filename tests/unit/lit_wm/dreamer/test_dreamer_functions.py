@@ -18,7 +18,7 @@ from lit_wm.dreamer.distributions import (
     twohot_mean,
     unimix_log_probs,
 )
-from lit_wm.dreamer.layers import BlockLinear, RMSNorm, conv, upsample_conv
+from lit_wm.dreamer.layers import BlockLinear, RMSNorm, conv, join_phases, split_phases, upsample_conv
 
 
 def test_symlog_and_symexp_are_inverse_and_odd():
@@ -152,8 +152,9 @@ def test_upsampled_convolution_equals_its_plain_form_with_gradients():
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     plain = layer(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
-    torch.testing.assert_close(upsample_conv(x, layer), plain)
+    torch.testing.assert_close(join_phases(upsample_conv(x, layer)), plain)
+    torch.testing.assert_close(split_phases(plain), upsample_conv(x, layer))
     weight = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * weight).sum(), [x, layer.weight, layer.bias])
-    found = torch.autograd.grad((upsample_conv(x, layer) * weight).sum(), [x, layer.weight, layer.bias])
+    found = torch.autograd.grad((join_phases(upsample_conv(x, layer)) * weight).sum(), [x, layer.weight, layer.bias])
     torch.testing.assert_close(found, expected)
