@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_wm.dreamer.behavior import ReturnNormalizer, lambda_returns
+from lit_wm.dreamer.behavior import ReturnNormalizer, in_pieces, lambda_returns
 from lit_wm.dreamer.distributions import (
     categorical_kl,
     class_softmax,
@@ -102,6 +102,24 @@ def test_gumbel_noise_has_its_mean_and_deviation_and_no_nan():
     assert len(noise) > 999_000
     assert noise.mean().item() == pytest.approx(0.57722, abs=0.005)
     assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.005)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_a_head_in_pieces_is_the_head(rows):
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    torch.testing.assert_close(in_pieces(torch.sin, x, rows), x.sin())
+    torch.testing.assert_close(in_pieces(lambda y: y.sum(-1), x, rows), x.sum(-1))
+
+
+def test_several_targets_share_one_softmax():
+    logits = torch.randn(3, 2, 255, dtype=torch.float64, requires_grad=True)
+    targets, bins = 5 * torch.randn(3, 2, 4, dtype=torch.float64), twohot_bins(torch.float64)
+    each = torch.stack([twohot_cross_entropy(logits, target, bins) for target in targets.unbind(-1)], -1)
+    together = twohot_cross_entropy(logits, targets, bins)
+    torch.testing.assert_close(together, each)
+    weight = torch.randn_like(together)
+    found = torch.autograd.grad((together * weight).sum(), logits)
+    torch.testing.assert_close(found, torch.autograd.grad((each * weight).sum(), logits))
 
 
 def test_lambda_return_is_the_weighted_sum_of_n_step_returns():
