@@ -132,10 +132,11 @@ class RSSM(nn.Module):
             shape = (steps, batch, self.size.stoch, self.size.classes)
             noise = gumbel(shape, tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
         deters, stochs, log_qs = [], [], []
-        for t in range(steps):
-            k = keep[:, t]
-            deter = self.core(deter * k, stoch * k.unsqueeze(-1), actions_bth[:, t], weights)
-            hidden = self.posterior_norm(F.linear(deter, from_deter) + from_tokens[:, t])
+        # one unbind: indexing [:, t] would have every step's backward clear and add a gradient of all steps
+        per_step = zip(keep.unbind(1), actions_bth.unbind(1), from_tokens.unbind(1), strict=True)
+        for t, (k, action, token) in enumerate(per_step):
+            deter = self.core(deter * k, stoch * k.unsqueeze(-1), action, weights)
+            hidden = self.posterior_norm(F.linear(deter, from_deter) + token)
             log_q = self.latents(self.posterior_out(hidden))
             stoch = sample_one_hot(log_q, None if noise is None else noise[t]).to(tokens.dtype)
             deters.append(deter), stochs.append(stoch), log_qs.append(log_q)
