@@ -113,11 +113,14 @@ class BlockLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         truncated_normal_(self.weight, inputs)
 
+    def blocks(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (groups, N, outputs/groups)."""
+        x_gni = x.view(x.shape[0], self.groups, -1).transpose(0, 1)
+        return torch.baddbmm(self.bias.view(self.groups, 1, -1), x_gni, self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) -> (N, outputs), block after block."""
-        x_gni = x.view(x.shape[0], self.groups, -1).transpose(0, 1)
-        bias = self.bias.view(self.groups, 1, -1)
-        return torch.baddbmm(bias, x_gni, self.weight).transpose(0, 1).reshape(x.shape[0], -1)
+        return self.blocks(x).transpose(0, 1).reshape(x.shape[0], -1)
 
 
 class MLP(nn.Sequential):

@@ -93,8 +93,8 @@ class RSSM(nn.Module):
         x = torch.addmm(self.hidden.bias, branches, shared)
         x_gnw, deter_gnw = (y.view(n, BLOCKS, width).transpose(0, 1) for y in (x, deter))
         x = torch.baddbmm(x_gnw, deter_gnw, own).transpose(0, 1).reshape(n, d)
-        gates = self.gates(self.hidden_norm(x)).view(n, BLOCKS, 3, width)  # split inside every block
-        reset, candidate, update = (gate.reshape(n, d) for gate in gates.unbind(2))
+        gates = self.gates.blocks(self.hidden_norm(x)).view(BLOCKS, n, 3, width)  # split inside every block
+        reset, candidate, update = gates.permute(2, 1, 0, 3).reshape(3, n, d).to(deter.dtype)
         candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1  # tanh, which is 6 times as slow on CPU
         return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
 
@@ -125,7 +125,7 @@ class RSSM(nn.Module):
         keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
         actions_bth = self.embed_actions(actions * keep)
         d = self.size.deter
-        weights, from_deter = self.hidden_weights(), self.posterior_in.weight[:, :d]
+        weights, from_deter = self.hidden_weights(), self.posterior_in.weight[:, :d].T
         from_tokens = F.linear(tokens, self.posterior_in.weight[:, d:], self.posterior_in.bias)
         noise = None
         if sample:
@@ -136,7 +136,7 @@ class RSSM(nn.Module):
         per_step = zip(keep.unbind(1), actions_bth.unbind(1), from_tokens.unbind(1), strict=True)
         for t, (k, action, token) in enumerate(per_step):
             deter = self.core(deter * k, stoch * k.unsqueeze(-1), action, weights)
-            hidden = self.posterior_norm(F.linear(deter, from_deter) + token)
+            hidden = self.posterior_norm(torch.addmm(token, deter, from_deter))
             log_q = self.latents(self.posterior_out(hidden))
             stoch = sample_one_hot(log_q, None if noise is None else noise[t]).to(tokens.dtype)
             deters.append(deter), stochs.append(stoch), log_qs.append(log_q)
