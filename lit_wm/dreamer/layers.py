@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,11 +94,39 @@ class NormSiLU(nn.Module):
         return F.silu(self.norm(x))
 
 
+class _NormSiLU(torch.autograd.Function):
+    """silu(w x r), r = 1/rms(x), with its backward written out: a third fewer passes over memory than through its parts.
+
+    Worth it for pictures only: on small tensors those passes cost less than a Python function's call.
+
+    n = x r,   z = w n,   dz = silu'(z) dy
+    dw = sum dz n,   dx = r (w dz - n mean(w dz n))     sum over rows, mean over the last axis
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, r, weight)
+        return F.silu((x * r).mul_(weight), inplace=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, r, weight = ctx.saved_tensors
+        n = x * r
+        dz = torch.ops.aten.silu_backward(dy, n * weight)
+        dz_n = (dz * n).flatten(0, -2)
+        mean = torch.mv(dz_n, weight).to(r.dtype).view_as(r) / x.shape[-1]
+        return dz.mul_(weight).addcmul_(n, mean, value=-1).mul_(r), dz_n.sum(0), None
+
+
 class ChannelNormSiLU(NormSiLU):
     """The same over the channel axis of (N,C,H,W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        wide = x.permute(0, 2, 3, 1).to(torch.promote_types(x.dtype, torch.float32))
+        y = _NormSiLU.apply(wide, self.norm.weight.to(wide.dtype), self.norm.eps)
+        return y.permute(0, 3, 1, 2).to(x.dtype)
 
 
 class BlockLinear(nn.Module):

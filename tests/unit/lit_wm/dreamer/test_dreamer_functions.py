@@ -18,7 +18,15 @@ from lit_wm.dreamer.distributions import (
     twohot_mean,
     unimix_log_probs,
 )
-from lit_wm.dreamer.layers import BlockLinear, RMSNorm, conv, join_phases, split_phases, upsample_conv
+from lit_wm.dreamer.layers import (
+    BlockLinear,
+    ChannelNormSiLU,
+    RMSNorm,
+    conv,
+    join_phases,
+    split_phases,
+    upsample_conv,
+)
 
 
 def test_symlog_and_symexp_are_inverse_and_odd():
@@ -162,6 +170,18 @@ def test_rms_norm_ignores_scale_and_keeps_dtype():
     x = torch.randn(3, 16) * 10
     torch.testing.assert_close(norm(x), norm(7 * x), rtol=1e-4, atol=1e-4)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_channel_norm_and_silu_in_one_equal_their_parts_with_gradients():
+    torch.manual_seed(0)
+    layer = ChannelNormSiLU(6).double()
+    torch.nn.init.normal_(layer.norm.weight)
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.silu(layer.norm(x.movedim(1, -1)).movedim(-1, 1))
+    torch.testing.assert_close(layer(x), plain)
+    weight = torch.randn_like(plain)
+    found = torch.autograd.grad((layer(x) * weight).sum(), [x, layer.norm.weight])
+    torch.testing.assert_close(found, torch.autograd.grad((plain * weight).sum(), [x, layer.norm.weight]))
 
 
 def test_upsampled_convolution_equals_its_plain_form_with_gradients():
