@@ -9,7 +9,17 @@ from datamodules.experience import ExperienceSpec
 from lit_wm.contract import Batch
 from lit_wm.dreamer.distributions import symlog
 from lit_wm.dreamer.encoder import DEPTHS, picture_shape
-from lit_wm.dreamer.layers import MLP, BlockLinear, ChannelNormSiLU, NormSiLU, conv, linear, upsample_conv
+from lit_wm.dreamer.layers import (
+    MLP,
+    BlockLinear,
+    ChannelNormSiLU,
+    NormSiLU,
+    conv,
+    join_phases,
+    linear,
+    split_phases,
+    upsample_conv,
+)
 from lit_wm.dreamer.sizes import BLOCKS, Size
 
 
@@ -40,25 +50,29 @@ class Decoder(nn.Module):
 
     def pictures(self, deter: Tensor, stoch: Tensor) -> Tensor:
         """(..., D), (..., S,C) -> (..., channels, H,W) in (0, 1): all picture keys, stacked."""
-        lead = deter.shape[:-1]
+        return join_phases(self.picture_phases(deter, stoch)).unflatten(0, deter.shape[:-1])
+
+    def picture_phases(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """The same as (N,H/2,W/2,2,2,channels), before its phases are joined."""
         h, w, c = self.grid
         a = self.from_deter(deter.reshape(-1, deter.shape[-1]))
         a = a.view(-1, BLOCKS, h, w, c // BLOCKS).permute(0, 2, 3, 1, 4).reshape(-1, h, w, c)  # (g h w c) -> h w (g c)
         b = self.from_stoch(stoch.reshape(len(a), -1)).view(-1, h, w, c)
         x = self.grid_norm(a + b).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(upsample_conv(x, layer))
-        x = torch.sigmoid(upsample_conv(x, self.out))
-        return x.unflatten(0, lead)
+            x = norm(join_phases(upsample_conv(x, layer)))
+        return torch.sigmoid(upsample_conv(x, self.out))
 
     def losses(self, deter: Tensor, stoch: Tensor, batch: Batch) -> dict[str, Tensor]:
         """(B,T) reconstruction loss per observation key: squared error summed over pixels, or over symlog dimensions."""
         losses = {}
         if self.spec.pictures:
-            predicted = self.pictures(deter, stoch)
+            predicted = self.picture_phases(deter, stoch)
             widths = [self.spec.observations[key][2] for key in self.spec.pictures]
-            for key, x in zip(self.spec.pictures, predicted.split(widths, -3), strict=True):
-                losses[key] = (x - batch[key].to(x.dtype) / 255).square().sum((-3, -2, -1))
+            for key, x in zip(self.spec.pictures, predicted.split(widths, -1), strict=True):
+                target = split_phases(batch[key].flatten(0, 1))  # in bytes a quarter of joining what is predicted
+                error = (x - target.to(x.dtype) / 255).square().flatten(1).sum(1)
+                losses[key] = error.unflatten(0, deter.shape[:-1])
         if self.spec.vectors:
             hidden = self.mlp(torch.cat([stoch.flatten(-2), deter], -1))  # stoch first, unlike the heads
             for key, layer in self.vectors.items():

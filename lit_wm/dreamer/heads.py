@@ -53,8 +53,9 @@ class SquaredErrorHead(nn.Module):
         return prediction.squeeze(-1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """(...,) squared error; no gradient is taken through the target."""
-        return (prediction.squeeze(-1) - target.detach()).square()
+        """Squared error, of the target's shape: (...,), or (..., K) for several. No gradient is taken through it."""
+        several = target.detach().view(*prediction.shape[:-1], -1)
+        return (prediction - several).square().view(target.shape)
 
 
 REGRESSION = {"twohot": TwohotHead, "mse": SquaredErrorHead}

@@ -19,6 +19,7 @@ from lit_wm.dreamer.behavior import (
     ReturnNormalizer,
     imagination_losses,
     imagine,
+    in_pieces,
     replay_value_loss,
 )
 from lit_wm.dreamer.capture import CapturedUpdate
@@ -192,8 +193,8 @@ class DreamerModule(WorldModel):
         starts = [x[:, -last:].detach().flatten(0, 1) for x in (post.deter, post.stoch)]
         dream = imagine(self.rssm, self.actor, *starts, self.hparams.imagination_length, sample)
         with torch.no_grad():
-            reward = self.reward.mean(self.reward(dream.feature))
-            cont = self.cont(dream.feature).sigmoid()
+            reward = in_pieces(lambda rows: self.reward.mean(self.reward(rows)), dream.feature)
+            cont = in_pieces(self.cont, dream.feature).sigmoid()
         losses, returns, logged = imagination_losses(
             dream,
             reward,

@@ -71,25 +71,34 @@ class RSSM(nn.Module):
         actions = actions / actions.detach().abs().clamp_min(1)
         return self.in_action_norm(self.in_action(actions))
 
-    def core(self, deter: Tensor, stoch: Tensor, action_nh: Tensor) -> Tensor:
+    def hidden_weights(self) -> tuple[Tensor, Tensor]:
+        """The hidden layer's weight in two: (blocks, D/blocks, D/blocks) for a block's own part of deter, and (3H,D) for the
+        three branches. These are the same for every block, so their part of the block-diagonal map is one dense product.
+        """
+        own, shared = self.hidden.weight.tensor_split([self.size.deter // BLOCKS], 1)
+        return own, shared.transpose(0, 1).reshape(-1, self.size.deter)
+
+    def core(
+        self, deter: Tensor, stoch: Tensor, action_nh: Tensor, weights: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """One step of the recurrence: (N,D), (N,S,C), (N,H) from :meth:`embed_actions` -> the next deter (N,D).
 
-        The three branches are the same for every block, so their part of the block-diagonal map is one dense product.
+        ``weights`` are :meth:`hidden_weights`, where a loop has made them once for all its steps.
         """
+        own, shared = weights or self.hidden_weights()
         n, d = deter.shape
+        width = d // BLOCKS
         branches = torch.cat(
             [self.in_deter_norm(self.in_deter(deter)), self.in_stoch_norm(self.in_stoch(stoch.flatten(1))), action_nh],
             1,
         )
-        width = d // BLOCKS
-        own, shared = self.hidden.weight[:, :width], self.hidden.weight[:, width:]
-        x = torch.bmm(deter.view(n, BLOCKS, width).transpose(0, 1), own).transpose(0, 1).reshape(n, d)
-        x = x + torch.addmm(self.hidden.bias, branches, shared.transpose(0, 1).reshape(branches.shape[1], d))
-        gates = self.gates(self.hidden_norm(x)).view(n, BLOCKS, 3, width)  # split inside every block
-        reset, candidate, update = (gate.reshape(n, d) for gate in gates.unbind(2))
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        update = torch.sigmoid(update - 1)
-        return update * candidate + (1 - update) * deter
+        x = torch.addmm(self.hidden.bias, branches, shared)
+        x_gnw, deter_gnw = (y.view(n, BLOCKS, width).transpose(0, 1) for y in (x, deter))
+        x = torch.baddbmm(x_gnw, deter_gnw, own).transpose(0, 1).reshape(n, d)
+        gates = self.gates.blocks(self.hidden_norm(x)).view(BLOCKS, n, 3, width)  # split inside every block
+        reset, candidate, update = gates.permute(2, 1, 0, 3).reshape(3, n, d).to(deter.dtype)
+        candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1  # tanh, which is 6 times as slow on CPU
+        return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
 
     def compile_core(self) -> None:
         """Replace :meth:`core`, the one part that is called in every step, by its compiled form."""
@@ -119,16 +128,19 @@ class RSSM(nn.Module):
         keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
         actions_bth = self.embed_actions(actions * keep)
         d = self.size.deter
-        from_deter = self.posterior_in.weight[:, :d]
+        weights, from_deter = self.hidden_weights(), self.posterior_in.weight[:, :d].T
         from_tokens = F.linear(tokens, self.posterior_in.weight[:, d:], self.posterior_in.bias)
-        noise = self.latents.noise((steps, batch), tokens, generator) if sample else None
+        noise = [None] * steps
+        if sample:
+            noise = self.latents.noise((steps, batch), tokens, generator)
         deters, stochs, laws = [], [], []
-        for t in range(steps):
-            k = keep[:, t]
-            deter = self.core(deter * k, stoch * k.unsqueeze(-1), actions_bth[:, t])
-            hidden = self.posterior_norm(F.linear(deter, from_deter) + from_tokens[:, t])
+        # one unbind: indexing [:, t] would have every step's backward clear and add a gradient of all steps
+        per_step = zip(keep.unbind(1), actions_bth.unbind(1), from_tokens.unbind(1), noise, strict=True)
+        for k, action, token, noise_t in per_step:
+            deter = self.core(deter * k, stoch * k.unsqueeze(-1), action, weights)
+            hidden = self.posterior_norm(torch.addmm(token, deter, from_deter))
             q = self.latents.law(self.posterior_out(hidden))
-            stoch = self.latents.sample(q, None if noise is None else noise[t]).to(tokens.dtype)
+            stoch = self.latents.sample(q, noise_t).to(tokens.dtype)
             deters.append(deter), stochs.append(stoch), laws.append(q)
         deter_btd = torch.stack(deters, 1)
         p = self.latents.law(self.prior(deter_btd))

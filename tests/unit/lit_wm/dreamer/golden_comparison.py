@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_wm.dreamer import behavior, module
 from lit_wm.dreamer.distributions import categorical_kl
+from lit_wm.dreamer.layers import join_phases
 from lit_wm.dreamer.rssm import feature
 
 # The file's two sequences of updates, and the settings of the module behind each; the warm-up is its default.
@@ -105,7 +106,7 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
         filtered = watch(patch, model.rssm, "observe")
         posterior, prior = watch(patch, model.rssm.posterior_out, "forward"), watch(patch, model.rssm.prior, "forward")
         vector = watch(patch, model.decoder.vectors["vector"], "forward")
-        image = watch(patch, model.decoder, "pictures")
+        image = watch(patch, model.decoder, "picture_phases")
         dreamt = watch(patch, module, "imagine")
         returns = watch(patch, behavior, "lambda_returns")
         chosen = watch(patch, model.actor, "log_prob_and_entropy")
@@ -118,13 +119,14 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "post": torch.stack([result for _, result in posterior], 1),  # one call per step
             "prior": prior[0][1],
         }
-        decoded = {"image": image[0][1], "vector": vector[0][1]}
+        pictures = join_phases(image[0][1]).unflatten(0, post.deter.shape[:-1])
+        decoded = {"image": pictures, "vector": vector[0][1]}
         found = {
             "world_model": world_model_numbers(reference, tokens[0][1], post, logits, decoded),
             "loss_terms_unscaled": {name: value.mean() for name, value in terms.items()},
             "total_scaled_loss": reference.total(terms),
             "imagination": imagination_numbers(
-                reference, dreamt[0][1], returns[0][1], chosen[0][1], value_terms[:2], terms
+                reference, dreamt[0][1], returns[0][1], chosen[0][1], value_terms[0][1], terms
             ),
             "replay_value": {"ret": returns[1][1], "boot": replayed[0][0][1]},
             "retnorm_after_update": {
@@ -183,11 +185,11 @@ def world_model_numbers(reference: Reference, tokens: Tensor, post: Any, logits:
 
 
 def imagination_numbers(
-    reference: Reference, dream: Any, returns: Tensor, chosen: tuple, value_terms: list, terms: dict[str, Tensor]
+    reference: Reference, dream: Any, returns: Tensor, chosen: tuple, value_terms: Tensor, terms: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Weights and advantages are solved for from the losses that used them."""
+    """Weights and advantages are solved for from the losses that used them. What is laid out time first is turned."""
     model, size = reference.model, reference.model.rssm.size
-    x = dream.feature
+    x, actions = dream.feature.transpose(0, 1), dream.action.transpose(0, 1)
     deter, stoch = x.split((size.deter, size.stoch * size.classes), -1)
     predicted = {
         "reward": model.reward.mean(model.reward(x)),
@@ -196,8 +198,8 @@ def imagination_numbers(
         "slow_value": model.slow_critic.mean(model.slow_critic(x)),
         "ret": returns,
     }
-    log_pi, policy_entropy = chosen
-    weight = terms["value"] / sum(result for _, result in value_terms)
+    log_pi, policy_entropy = (each.T for each in chosen)
+    weight = terms["value"] / value_terms.sum(-1).T
     last_weight = weight[:, -1:] * predicted["cont"][:, -1:]  # the reference counts one more, which no loss uses
     advantage = (-terms["policy"] / weight - model.settings.entropy * policy_entropy) / log_pi
     normed = (returns - model.normalizer.low) / model.normalizer.scale
@@ -222,7 +224,7 @@ def imagination_numbers(
         "start0_val": predicted["value"][0],
         "start0_slow_val": predicted["slow_value"][0],
         "start0_ret": returns[0],
-        "start0_actions": dream.action[0].argmax(-1),
+        "start0_actions": actions[0].argmax(-1),
         "start0_deter_sumsq": deter[0, 1:].square().sum(-1),
         "start0_argmax": stoch[0, 1:].unflatten(-1, (size.stoch, size.classes)).argmax(-1),
         "policy_loss_per_step_mean": terms["policy"].mean(0),

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from lit_wm.dreamer.behavior import ReturnNormalizer, lambda_returns
+from lit_wm.dreamer.behavior import ReturnNormalizer, in_pieces, lambda_returns
 from lit_wm.dreamer.distributions import (
     categorical_kl,
+    class_softmax,
     gumbel,
     sample_one_hot,
     symexp,
@@ -17,7 +18,15 @@ from lit_wm.dreamer.distributions import (
     twohot_mean,
     unimix_log_probs,
 )
-from lit_wm.dreamer.layers import BlockLinear, RMSNorm, conv, upsample_conv
+from lit_wm.dreamer.layers import (
+    BlockLinear,
+    ChannelNormSiLU,
+    RMSNorm,
+    conv,
+    join_phases,
+    split_phases,
+    upsample_conv,
+)
 
 
 def test_symlog_and_symexp_are_inverse_and_odd():
@@ -60,6 +69,16 @@ def test_unimix_keeps_every_class_possible():
     torch.testing.assert_close(log_p.exp(), torch.tensor([[0.9925, 0.0025, 0.0025, 0.0025]]))
 
 
+@pytest.mark.parametrize("classes", [4, 16])
+def test_the_softmax_over_classes_is_the_plain_one_with_its_gradient(classes):
+    logits = torch.randn(3, 2, 5, classes, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(logits)
+    torch.testing.assert_close(class_softmax(logits), logits.softmax(-1))
+    (found,) = torch.autograd.grad((class_softmax(logits) * weight).sum(), logits)
+    (expected,) = torch.autograd.grad((logits.softmax(-1) * weight).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
 def test_kl_is_that_of_torch_summed_over_latents():
     p, q = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
     law = torch.distributions.Categorical
@@ -83,6 +102,32 @@ def test_gumbel_samples_follow_the_probabilities():
     log_p = probs.log().expand(20000, 3)
     counts = sample_one_hot(log_p, gumbel((20000, 3), log_p, generator)).mean(0)
     torch.testing.assert_close(counts, probs, atol=0.015, rtol=0)
+
+
+def test_gumbel_noise_has_its_mean_and_deviation_and_no_nan():
+    noise = gumbel((1000, 1000), torch.empty(0), torch.Generator().manual_seed(0)).double()
+    noise = noise[noise.isfinite()]  # u = 0 gives -inf
+    assert len(noise) > 999_000
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.005)
+    assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.005)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_a_head_in_pieces_is_the_head(rows):
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    torch.testing.assert_close(in_pieces(torch.sin, x, rows), x.sin())
+    torch.testing.assert_close(in_pieces(lambda y: y.sum(-1), x, rows), x.sum(-1))
+
+
+def test_several_targets_share_one_softmax():
+    logits = torch.randn(3, 2, 255, dtype=torch.float64, requires_grad=True)
+    targets, bins = 5 * torch.randn(3, 2, 4, dtype=torch.float64), twohot_bins(torch.float64)
+    each = torch.stack([twohot_cross_entropy(logits, target, bins) for target in targets.unbind(-1)], -1)
+    together = twohot_cross_entropy(logits, targets, bins)
+    torch.testing.assert_close(together, each)
+    weight = torch.randn_like(together)
+    found = torch.autograd.grad((together * weight).sum(), logits)
+    torch.testing.assert_close(found, torch.autograd.grad((each * weight).sum(), logits))
 
 
 def test_lambda_return_is_the_weighted_sum_of_n_step_returns():
@@ -127,14 +172,27 @@ def test_rms_norm_ignores_scale_and_keeps_dtype():
     assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_channel_norm_and_silu_in_one_equal_their_parts_with_gradients():
+    torch.manual_seed(0)
+    layer = ChannelNormSiLU(6).double()
+    torch.nn.init.normal_(layer.norm.weight)
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.silu(layer.norm(x.movedim(1, -1)).movedim(-1, 1))
+    torch.testing.assert_close(layer(x), plain)
+    weight = torch.randn_like(plain)
+    found = torch.autograd.grad((layer(x) * weight).sum(), [x, layer.norm.weight])
+    torch.testing.assert_close(found, torch.autograd.grad((plain * weight).sum(), [x, layer.norm.weight]))
+
+
 def test_upsampled_convolution_equals_its_plain_form_with_gradients():
     torch.manual_seed(0)
     layer = conv(3, 4).double()
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     plain = layer(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
-    torch.testing.assert_close(upsample_conv(x, layer), plain)
+    torch.testing.assert_close(join_phases(upsample_conv(x, layer)), plain)
+    torch.testing.assert_close(split_phases(plain), upsample_conv(x, layer))
     weight = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * weight).sum(), [x, layer.weight, layer.bias])
-    found = torch.autograd.grad((upsample_conv(x, layer) * weight).sum(), [x, layer.weight, layer.bias])
+    found = torch.autograd.grad((join_phases(upsample_conv(x, layer)) * weight).sum(), [x, layer.weight, layer.bias])
     torch.testing.assert_close(found, expected)

@@ -17,10 +17,11 @@ from golden_reference import GOLDEN, NOT_AT_HAND, Reference
 from lightning import LightningModule
 
 from lit_wm.distributed import ema_update
-from lit_wm.dreamer import behavior, decoder, encoder, heads, latents, module
-from lit_wm.dreamer.behavior import ReturnNormalizer
+from lit_wm.dreamer import decoder, encoder, heads, latents, module
+from lit_wm.dreamer.behavior import Imagination, ReturnNormalizer
 from lit_wm.dreamer.distributions import UNIMIX, symlog, unimix_log_probs
 from lit_wm.dreamer.layers import RMSNorm
+from lit_wm.dreamer.rssm import feature
 from lit_wm.dreamer.sizes import BLOCKS
 from lit_wm.optim.laprop import LaProp
 
@@ -52,23 +53,31 @@ def decoder_reads_deter_first(reference, patch):
 
 @mistake("forward", "rew con policy value repval")
 def heads_read_stoch_first(reference, patch):
-    for user in (module, behavior):
-        patch.setattr(user, "feature", lambda deter, stoch: torch.cat([stoch.flatten(-2), deter], -1))
+    heads = (reference.model.reward, reference.model.cont, reference.model.critic, reference.model.slow_critic)
+    for head in (*heads, reference.model.actor):
+        head.register_forward_pre_hook(lambda _, inputs: inputs[0].roll(-reference.model.rssm.size.deter, -1))
+
+
+def with_gates(reference, patch, change):
+    """Change the gates (blocks, N, 3 D/blocks) on their way into the recurrence."""
+    gates = reference.model.rssm.gates
+    blocks = gates.blocks
+    patch.setattr(gates, "blocks", lambda x: change(blocks(x)))
 
 
 @mistake("forward", EVERY_TERM)
 def gates_split_over_the_flat_vector(reference, patch):
-    reference.model.rssm.gates.register_forward_hook(
-        lambda layer, inputs, out: out.unflatten(-1, (3, BLOCKS, -1)).transpose(1, 2).flatten(1)
-    )
+    def flat(x_gno):
+        n = x_gno.shape[1]
+        return x_gno.transpose(0, 1).reshape(n, 3, BLOCKS, -1).permute(2, 0, 1, 3).reshape(x_gno.shape)
+
+    with_gates(reference, patch, flat)
 
 
 @mistake("forward", EVERY_TERM)
 def update_gate_without_its_bias_of_minus_one(reference, patch):
     raised = torch.tensor([[0.0], [0.0], [1.0]], dtype=DOUBLE)  # reset, candidate, update
-    reference.model.rssm.gates.register_forward_hook(
-        lambda layer, inputs, out: (out.unflatten(-1, (BLOCKS, 3, -1)) + raised).flatten(1)
-    )
+    with_gates(reference, patch, lambda x: (x.unflatten(-1, (3, -1)) + raised).flatten(-2))
 
 
 @mistake("forward", EVERY_TERM)
@@ -230,7 +239,7 @@ def discount_applied_twice(reference, patch):
 
 @mistake("forward", "policy value")
 def weights_without_step_0(reference, patch):
-    with_continuation(reference, patch, lambda cont: F.pad(cont[:, 1:], (1, 0), value=1.0))
+    with_continuation(reference, patch, lambda cont: torch.cat([torch.ones_like(cont[:1]), cont[1:]]))
 
 
 @mistake("forward", "policy")
@@ -259,7 +268,7 @@ def advantages_not_normalised(reference, patch):
 def slow_critic_as_bootstrap(reference, patch):
     critic, slow, seen = reference.model.critic, reference.model.slow_critic, []
     critic.register_forward_hook(lambda head, inputs, out: seen.append(inputs[0]))
-    patch.setattr(critic, "mean", lambda logits: slow.mean(slow(seen[-1])))
+    patch.setattr(critic, "mean", lambda logits: slow.mean(slow(seen[-1])).view(logits.shape[:-1]))
 
 
 @mistake("forward", "policy")
@@ -275,7 +284,15 @@ def unimix_in_the_policy(reference, patch):
 
 @mistake("gradients")
 def imagination_with_gradient(reference, patch):
-    patch.setattr(module, "imagine", behavior.imagine.__wrapped__)
+    def dream(rssm, actor, deter, stoch, horizon, sample):
+        features, actions = [], []
+        for _ in range(horizon + 1):
+            features.append(feature(deter, stoch))
+            actions.append(actor.sample(actor(features[-1]), mode=not sample))
+            deter, stoch = rssm.imagine_step(deter, stoch, actions[-1], temperature=0)
+        return Imagination(torch.stack(features), torch.stack(actions))
+
+    patch.setattr(module, "imagine", dream)
 
 
 def with_replay(patch, change):

@@ -264,3 +264,27 @@ def test_settings_of_the_optimizer_reach_it():
     assert (group["initial_lr"], group["betas"], group["clip"]) == (0.01, (0.9, 0.9), 0.2)
     (group,) = small().configure_optimizers()["optimizer"].param_groups
     assert (group["initial_lr"], group["betas"], group["clip"]) == (4e-5, (0.9, 0.999), 0.3)  # the reference's
+
+
+def test_the_recurrent_core_equals_its_plain_form_with_gradients():
+    """The block-diagonal map on what every block reads, and the gates as DreamerV3 writes them."""
+    model = small().double().rssm
+    n, d, width = 3, SMALL["deter"], SMALL["deter"] // BLOCKS
+    deter, stoch = torch.randn(n, d, dtype=torch.float64), torch.randn(n, SMALL["stoch"], SMALL["classes"]).double()
+    action = torch.randn(n, SMALL["hidden"], dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (deter, stoch, action)]
+
+    def plain() -> torch.Tensor:
+        own = model.in_deter_norm(model.in_deter(deter)), model.in_stoch_norm(model.in_stoch(stoch.flatten(1)))
+        shared = torch.cat([*own, action], 1).unsqueeze(1).expand(-1, BLOCKS, -1)
+        hidden = model.hidden_norm(model.hidden(torch.cat([deter.view(n, BLOCKS, -1), shared], 2).flatten(1)))
+        gates = model.gates(hidden).view(n, BLOCKS, 3, width)
+        reset, candidate, update = (gate.flatten(1) for gate in gates.unbind(2))
+        update = torch.sigmoid(update - 1)
+        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+
+    torch.testing.assert_close(model.core(*inputs), plain())
+    learned = [*inputs, model.in_deter.weight, model.hidden.weight, model.hidden.bias, model.gates.weight]
+    weight = torch.randn(n, d, dtype=torch.float64)
+    found = torch.autograd.grad((model.core(*inputs) * weight).sum(), learned)
+    torch.testing.assert_close(found, torch.autograd.grad((plain() * weight).sum(), learned))
