@@ -137,9 +137,8 @@ class DreamerModule(WorldModel):
         self._captured = CapturedUpdate(self, self.update) if compile else None
 
     def configure_model(self) -> None:
-        """Where the device is known: compile for a CPU. Lightning may call this more than once."""
-        if self.hparams.compile and self.trainer.strategy.root_device.type == "cpu":
-            self.rssm.compile_core()
+        """Where the device is known. What is compiled for a CPU would only be in the way of recording on a GPU."""
+        self.rssm.compiled = self.hparams.compile and self.trainer.strategy.root_device.type == "cpu"
 
     # ---- learning ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ Everything that does not depend on the recurrent state is computed outside the t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +46,14 @@ class RSSM(nn.Module):
         action: width A of an action vector.
         tokens: width E of the encoder's output.
         latents: the law of the stochastic state.
+
+    Attributes:
+        compiled: whether the recurrence runs compiled; the same to rounding.
     """
 
     def __init__(self, size: Size, action: int, tokens: int, latents: Latents) -> None:
         super().__init__()
-        self.size, self.latents = size, latents
+        self.size, self.latents, self.compiled = size, latents, False
         d, h, z = size.deter, size.hidden, size.stoch * size.classes
         self.in_deter, self.in_deter_norm = linear(d, h), NormSiLU(h)
         self.in_stoch, self.in_stoch_norm = linear(z, h), NormSiLU(h)
@@ -85,7 +90,11 @@ class RSSM(nn.Module):
 
         ``weights`` are :meth:`hidden_weights`, where a loop has made them once for all its steps.
         """
-        own, shared = weights or self.hidden_weights()
+        step = compiled_recurrence() if self.compiled else RSSM.recurrence
+        return step(self, deter, stoch, action_nh, *(weights or self.hidden_weights()))
+
+    def recurrence(self, deter: Tensor, stoch: Tensor, action_nh: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        """What :meth:`core` computes: the one part that runs in every step, and that ``compiled`` compiles."""
         n, d = deter.shape
         width = d // BLOCKS
         branches = torch.cat(
@@ -99,10 +108,6 @@ class RSSM(nn.Module):
         reset, candidate, update = gates.permute(2, 1, 0, 3).reshape(3, n, d).to(deter.dtype)
         candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1  # tanh, which is 6 times as slow on CPU
         return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
-
-    def compile_core(self) -> None:
-        """Replace :meth:`core`, the one part that is called in every step, by its compiled form."""
-        self.core = torch.compile(self.core, dynamic=False)
 
     def observe(
         self,
@@ -162,6 +167,12 @@ class RSSM(nn.Module):
         if temperature != 1:
             p = self.latents.tempered(p, temperature)
         return deter, self.latents.sample(p, self.latents.noise((len(p),), p, generator)).to(deter.dtype)
+
+
+@cache
+def compiled_recurrence() -> Callable[..., Tensor]:
+    """Of the class, not of one object: a copy of a model would go on with the weights of the original."""
+    return torch.compile(RSSM.recurrence, dynamic=False)
 
 
 def feature(deter: Tensor, stoch: Tensor) -> Tensor:
