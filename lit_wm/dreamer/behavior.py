@@ -85,12 +85,12 @@ def imagine(rssm: RSSM, actor: Actor, deter: Tensor, stoch: Tensor, horizon: int
     ``sample=False`` takes the modes of actions and latents.
     """
     features = deter.new_empty(horizon + 1, len(deter), deter.shape[-1] + stoch[0].numel())
-    actions = []
+    actions, weights = [], rssm.hidden_weights()
     for t, x in enumerate(features):
         torch.cat([deter, stoch.flatten(1)], 1, out=x)  # straight into its place
         actions.append(actor.sample(actor(x), mode=not sample))
         if t < horizon:
-            deter, stoch = rssm.imagine_step(deter, stoch, actions[t], temperature=1.0 if sample else 0)
+            deter, stoch = rssm.imagine_step(deter, stoch, actions[t], 1.0 if sample else 0.0, weights=weights)
     return Imagination(features, torch.stack(actions))
 
 

@@ -27,10 +27,12 @@ def twohot_bins(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
-    """Expected value of the bins. Pairs of opposite bins are summed first, so that uniform logits give exactly 0."""
+    """Expected value of the bins. Opposite bins differ in sign alone: the difference of their probabilities, times the
+    positive one, sums to exactly 0 for uniform logits.
+    """
     middle = (len(bins) - 1) // 2
-    x = logits.softmax(-1) * bins
-    return (x[..., :middle].flip(-1) + x[..., middle + 1 :]).sum(-1) + x[..., middle]
+    p = logits.softmax(-1)
+    return (p[..., middle + 1 :] - p[..., :middle].flip(-1)) @ bins[middle + 1 :].to(p.dtype)
 
 
 def twohot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
@@ -82,14 +84,16 @@ def sample_one_hot(log_probs: Tensor, noise: Tensor | None) -> Tensor:
 
     Args:
         log_probs: (..., C), normalised.
-        noise: standard Gumbel noise of the same shape; None takes the mode.
+        noise: (..., 1) uniform in [0, 1): the sample is the first class at which the cumulative probability exceeds it, one
+            random number for C classes. None takes the mode.
     """
-    index = (log_probs if noise is None else log_probs + noise).argmax(-1)
-    hard = F.embedding(index, torch.eye(log_probs.shape[-1], dtype=log_probs.dtype, device=log_probs.device))
-    if not log_probs.requires_grad:
-        return hard
     probs = log_probs.exp()
-    return hard + probs - probs.detach()
+    if noise is None:
+        index = log_probs.argmax(-1)
+    else:
+        index = (probs.detach().cumsum(-1)[..., :-1] <= noise).sum(-1)  # the last class takes what rounding leaves
+    hard = F.embedding(index, torch.eye(log_probs.shape[-1], dtype=log_probs.dtype, device=log_probs.device))
+    return hard + probs - probs.detach() if log_probs.requires_grad else hard
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:

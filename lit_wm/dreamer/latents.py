@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_wm.dreamer.distributions import categorical_kl, gumbel, sample_one_hot, unimix_log_probs
+from lit_wm.dreamer.distributions import categorical_kl, sample_one_hot, unimix_log_probs
 
 
 class Latents(Protocol):
@@ -65,8 +65,8 @@ class CategoricalLatents:
         return unimix_log_probs(wide.unflatten(-1, self.shape), self.unimix)
 
     def noise(self, lead: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
-        return gumbel((*lead, *self.shape), wide, generator)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return torch.rand((*lead, self.shape[0], 1), dtype=dtype, device=like.device, generator=generator)
 
     def sample(self, law: Tensor, noise: Tensor | None) -> Tensor:
         return sample_one_hot(law, noise)

@@ -158,9 +158,13 @@ class RSSM(nn.Module):
         action: Tensor,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the prior: (N,D), (N,S,C) and the action vector (N,A) -> the next state. Temperature 0: the mode."""
-        deter = self.core(deter, stoch, self.embed_actions(action))
+        """One step of the prior: (N,D), (N,S,C) and the action vector (N,A) -> the next state. Temperature 0: the mode.
+
+        ``weights`` as for :meth:`core`.
+        """
+        deter = self.core(deter, stoch, self.embed_actions(action), weights)
         p = self.latents.law(self.prior(deter))
         if temperature == 0:
             return deter, self.latents.sample(p, None).to(deter.dtype)

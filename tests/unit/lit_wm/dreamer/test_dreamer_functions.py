@@ -96,12 +96,18 @@ def test_samples_are_one_hot_with_the_gradient_of_the_probabilities():
     assert torch.equal(hard.argmax(-1), logits.argmax(-1)) and (hard.sum(-1) == 1).all()
 
 
-def test_gumbel_samples_follow_the_probabilities():
+def test_samples_follow_the_probabilities():
     generator = torch.Generator().manual_seed(0)
-    probs = torch.tensor([0.1, 0.2, 0.7])
-    log_p = probs.log().expand(20000, 3)
-    counts = sample_one_hot(log_p, gumbel((20000, 3), log_p, generator)).mean(0)
-    torch.testing.assert_close(counts, probs, atol=0.015, rtol=0)
+    log_p = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0], [0.001, 0.0, 0.999]]).log()
+    drawn = sample_one_hot(log_p.expand(50_000, 3, 3), torch.rand((50_000, 3, 1), generator=generator))
+    assert torch.equal(drawn.sum(-1), torch.ones(50_000, 3))
+    torch.testing.assert_close(drawn.mean(0), log_p.exp(), atol=0.01, rtol=0)
+
+
+def test_every_class_is_drawn_where_its_share_of_the_unit_interval_begins():
+    log_p = torch.tensor([0.25, 0.5, 0.25]).log()
+    noise = torch.tensor([[0.0], [0.2499], [0.2501], [0.7499], [0.7501], [1 - 2**-24]])
+    assert sample_one_hot(log_p.expand(6, 3), noise).argmax(-1).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_gumbel_noise_has_its_mean_and_deviation_and_no_nan():
