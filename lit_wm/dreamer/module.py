@@ -67,6 +67,8 @@ class DreamerModule(WorldModel):
         normalize_returns: scale advantages by the range of returns.
         reconstruction_gradient: False keeps the decoder's gradient out of the world model.
         value_gradient: False keeps that of reward, continue and value out of it.
+        foreground_weight: how much more a pixel counts that differs from the median picture of the batch; the paper's 0
+            draws small things that are seldom at one place only after very many updates.
         compile: the same numbers faster: on a CPU the recurrent steps are compiled by ``torch.compile`` (which takes a
             minute first); on a GPU the losses and their gradients are recorded as CUDA graphs.
 
@@ -103,11 +105,13 @@ class DreamerModule(WorldModel):
         normalize_returns: bool = True,
         reconstruction_gradient: bool = True,
         value_gradient: bool = True,
+        foreground_weight: float = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__(experience)
         self.save_hyperparameters()
         least = {"imagination_length": 1, "horizon": 2, "imagination_last": 0, "warmup_steps": 0, "free_nats": 0}
+        least["foreground_weight"] = 0
         check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
@@ -126,7 +130,7 @@ class DreamerModule(WorldModel):
             widths, law = replace(widths, classes=1), GaussianLatents(widths.stoch)
         self.encoder = Encoder(self.spec, widths, symlog)
         self.rssm = RSSM(widths, self.spec.action.width, self.encoder.width, law)
-        self.decoder = Decoder(self.spec, widths, symlog)
+        self.decoder = Decoder(self.spec, widths, symlog, foreground_weight)
         self.reward = REGRESSION[regression](widths, layers=1)
         self.cont = ContinueHead(widths)
         self.actor = Actor(widths, self.spec.action)

@@ -6,6 +6,7 @@ from test_dreamer_module import PIXELS, batch_of, small
 from torch.distributions import Normal, kl_divergence
 
 from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.dreamer.decoder import foreground
 from lit_wm.dreamer.distributions import symlog
 from lit_wm.dreamer.latents import CategoricalLatents, GaussianLatents
 from lit_wm.errors import UserError
@@ -92,6 +93,27 @@ def test_mean_squared_error_starts_at_zero_and_learns_the_mean():
         loss = model.reward.loss(model.reward(x), torch.full((64,), 3.0)).mean()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert model.reward.mean(model.reward(x)).mean().item() == pytest.approx(3, abs=0.05)
+
+
+def test_the_foreground_is_what_differs_from_the_median_picture():
+    frames = torch.full((5, 1, 1, 4), 100, dtype=torch.uint8)
+    frames[0, ..., 1], frames[3, ..., 2], frames[:3, ..., 3] = 255, 110, 0  # rarely bright; hardly different; mostly dark
+    assert foreground(frames).squeeze().nonzero().tolist() == [[0, 1], [3, 3], [4, 3]]
+
+
+def test_pixels_of_the_foreground_weigh_more():
+    batch = batch_of(PIXELS)
+    batch["frames"][:] = 30
+    batch["frames"][0, 2, :, 10:12, 20:22] = 200  # 12 values
+    model = small(PIXELS)
+    post = model.filter(batch, sample=False)
+    plain = model.decoder.losses(post.deter, post.stoch, batch)["frames"]
+    model.decoder.foreground_weight = 9.0
+    weighted = model.decoder.losses(post.deter, post.stoch, batch)["frames"]
+    error = (model.decoder.pictures(post.deter, post.stoch)[0, 2, :, 10:12, 20:22] - 200 / 255).square().sum()
+    torch.testing.assert_close(weighted[0, 2], plain[0, 2] + 9 * error)
+    weighted[0, 2] = plain[0, 2]
+    assert torch.equal(weighted, plain)
 
 
 def test_returns_that_are_not_normalised():
