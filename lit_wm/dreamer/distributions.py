@@ -88,10 +88,8 @@ def sample_one_hot(log_probs: Tensor, noise: Tensor | None) -> Tensor:
             random number for C classes. None takes the mode.
     """
     probs = log_probs.exp()
-    if noise is None:
-        index = log_probs.argmax(-1)
-    else:
-        index = (probs.detach().cumsum(-1)[..., :-1] <= noise).sum(-1)  # the last class takes what rounding leaves
+    below = probs.detach().cumsum(-1)[..., :-1]  # without the last class, which takes what rounding leaves
+    index = log_probs.argmax(-1) if noise is None else (below <= noise).sum(-1)
     hard = F.embedding(index, torch.eye(log_probs.shape[-1], dtype=log_probs.dtype, device=log_probs.device))
     return hard + probs - probs.detach() if log_probs.requires_grad else hard
 

@@ -97,7 +97,11 @@ def test_mean_squared_error_starts_at_zero_and_learns_the_mean():
 
 def test_the_foreground_is_what_differs_from_the_median_picture():
     frames = torch.full((5, 1, 1, 4), 100, dtype=torch.uint8)
-    frames[0, ..., 1], frames[3, ..., 2], frames[:3, ..., 3] = 255, 110, 0  # rarely bright; hardly different; mostly dark
+    frames[0, ..., 1], frames[3, ..., 2], frames[:3, ..., 3] = (
+        255,
+        110,
+        0,
+    )  # rarely bright; hardly different; mostly dark
     assert foreground(frames).squeeze().nonzero().tolist() == [[0, 1], [3, 3], [4, 3]]
 
 
