@@ -32,6 +32,7 @@ from lit_wm.dreamer.rssm import RSSM, Posterior, feature
 from lit_wm.dreamer.sizes import named_size
 from lit_wm.errors import UserError, check_bounds, check_choice
 from lit_wm.optim.laprop import LaProp
+from lit_wm.optim.schedules import warmup_from_zero
 from lit_wm.world_model import WorldModel
 
 LOSS_SCALES = {"rec": 1.0, "rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
@@ -87,6 +88,7 @@ class DreamerModule(WorldModel):
         size_overrides: dict[str, int] | None = None,
         lr: float = 4e-5,
         warmup_steps: int = 1000,
+        decay_steps: int = 0,
         beta2: float = 0.999,
         agc: float = 0.3,
         free_nats: float = 1.0,
@@ -111,7 +113,7 @@ class DreamerModule(WorldModel):
         super().__init__(experience)
         self.save_hyperparameters()
         least = {"imagination_length": 1, "horizon": 2, "imagination_last": 0, "warmup_steps": 0, "free_nats": 0}
-        least["foreground_weight"] = 0
+        least |= {"foreground_weight": 0, "decay_steps": 0}
         check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
@@ -263,9 +265,18 @@ class DreamerModule(WorldModel):
         params = [p for p in self.parameters() if p.requires_grad]
         hp = self.hparams
         optimizer = LaProp(params, lr=hp.lr, betas=(0.9, hp.beta2), clip=hp.agc)
-        warmup = hp.warmup_steps  # the first of these updates has rate 0, as in the reference
-        schedule = LambdaLR(optimizer, lambda step: min(1.0, step / warmup) if warmup else 1.0)
+        schedule = LambdaLR(optimizer, lambda step: warmup_from_zero(step, hp.warmup_steps) * self.decay(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def decay(self, step: int) -> float:
+        """Factor of the learning rate over the last ``decay_steps`` updates of the run: a straight line to 0."""
+        if not self.hparams.decay_steps:
+            return 1.0
+        if self.trainer.max_steps < self.hparams.decay_steps:
+            raise UserError(
+                f"decay_steps is {self.hparams.decay_steps}: trainer.max_steps must say how long the run is, and be more"
+            )
+        return min(1.0, max(0.0, (self.trainer.max_steps - step) / self.hparams.decay_steps))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The slow critic follows after the step (and so once per update under gradient accumulation)."""

@@ -12,6 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+def warmup_from_zero(step: int, warmup_steps: int) -> float:
+    """DreamerV3's: as :func:`warmup_constant_factor`, but the first update has rate 0; without warm-up 1."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
 def warmup_constant_factor(step: int, warmup_steps: int) -> float:
     """Linear rise to 1 over ``warmup_steps`` updates, then 1 for ever."""
     return min(1.0, (step + 1) / max(warmup_steps, 1))

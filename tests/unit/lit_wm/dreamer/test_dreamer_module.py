@@ -1,5 +1,7 @@
 """DreamerModule: published sizes, causality, what the losses may and may not touch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -242,6 +244,23 @@ def test_the_first_update_has_rate_zero_and_warms_up_from_there():
     assert rates == [0, 0.25, 0.5, 0.75, 1, 1]
     constant = small(lr=1.0, warmup_steps=0).configure_optimizers()
     assert constant["optimizer"].param_groups[0]["lr"] == 1
+
+
+def test_the_rate_may_fall_to_zero_at_the_end_of_the_run():
+    model = small(lr=1.0, warmup_steps=2, decay_steps=4)
+    model._trainer = SimpleNamespace(max_steps=8)
+    configured = model.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0, 0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    for length in (-1, 3):
+        model._trainer = SimpleNamespace(max_steps=length)
+        with pytest.raises(UserError, match="decay_steps is 4"):
+            model.configure_optimizers()
 
 
 def test_the_loss_falls_on_one_batch():
