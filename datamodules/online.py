@@ -19,6 +19,7 @@ from datamodules.replay_memory import Layout, Replay
 from datamodules.shards import ShardWriter
 
 RECENT = 10  # episodes whose mean return is logged
+SPEED_OVER = 100  # updates over which the speed is measured
 
 
 class Agent(Policy, Protocol):
@@ -74,7 +75,7 @@ class OnlineLoader:
         self.credit = 0.0
         self.batches = self.not_restored = 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
-        self._clock = (time.perf_counter(), 0)
+        self._clock = deque([(time.perf_counter(), 0)], maxlen=SPEED_OVER)
 
     def _keep(self, episode: dict[str, np.ndarray]) -> None:
         if self.writer is not None:
@@ -113,17 +114,18 @@ class OnlineLoader:
         )
 
     def statistics(self) -> dict[str, float]:
-        """What to log: environment steps and their rate since the last call, episodes, the replay and its ratio."""
+        """What to log: environment steps and their rate over the last calls, episodes, the replay and its ratio."""
         self.recent.extend(self.collector.returns)
         self.collector.returns.clear()
         now, steps = time.perf_counter(), self.collector.env_steps
-        before, steps_before = self._clock
-        self._clock = now, steps
+        before, steps_before = self._clock[0]
+        self._clock.append((now, steps))
         s = self.settings
         numbers = {
             "env/steps": steps,
             "env/episodes": self.collector.episodes,
             "env/deaths": self.env.deaths,
+            "env/lost_episodes": self.collector.lost_episodes,
             "env/steps_per_second": (steps - steps_before) / max(now - before, 1e-9),
             "replay/rows": len(self.replay),
             "replay/ratio": self.batches * s.batch_size * s.clip_length / max(steps, 1),
@@ -159,7 +161,7 @@ class OnlineLoader:
             raise ExperienceError(f"the checkpoint was made with other environments: {error}") from error
         self.credit, self.batches = state["credit"], state["batches"]
         self.recent.extend((total, length) for total, length in state["recent"])
-        self._clock = (time.perf_counter(), self.collector.env_steps)
+        self._clock = deque([(time.perf_counter(), self.collector.env_steps)], maxlen=SPEED_OVER)
 
     def close(self) -> None:
         """End the environments and the recording."""

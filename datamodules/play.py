@@ -29,6 +29,10 @@ class PlayLoader:
         self.env, self.agent, self.videos = env, agent, videos
         self.each = -(-episodes // env.num_envs)
 
+    def close(self) -> None:
+        """End the environments."""
+        self.env.close()
+
     def __len__(self) -> int:
         return self.each * self.env.num_envs
 

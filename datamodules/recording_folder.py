@@ -32,6 +32,13 @@ def prepare(root: Path, overwrite: bool) -> Path:
     return folder
 
 
+def forget(root: Path) -> None:
+    """Delete the files of a recording, and nothing else."""
+    for path in root.iterdir() if root.is_dir() else ():
+        if is_ours(path.name):
+            path.unlink()
+
+
 def is_ours(name: str) -> bool:
     """Whether a file of this name is a recording's: its index, a shard, or one of them being written."""
     bare = name[1 : -len(".part")] if name.startswith(".") and name.endswith(".part") else name

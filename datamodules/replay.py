@@ -16,6 +16,7 @@ from datamodules.envs import describe, vector_env
 from datamodules.experience import ExperienceError
 from datamodules.online import OnlineLoader, OnlineSettings
 from datamodules.play import PlayLoader
+from datamodules.recording_folder import forget
 from datamodules.replay_memory import Replay
 from datamodules.shards import ShardWriter
 
@@ -79,7 +80,7 @@ class ReplayDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("clip_length", clip_length, 2),
             ("start_after", start_after, 1),
-            ("capacity", capacity, start_after + num_envs * clip_length),
+            ("capacity", capacity, start_after + num_envs * (clip_length + 1)),
             ("seed", seed, 0),
             ("test_episodes", test_episodes, 1),
             ("test_videos", test_videos, 0),
@@ -97,6 +98,7 @@ class ReplayDataModule(LightningDataModule):
         )
         self._spec = describe(env, **self.env_args)
         self._loader: OnlineLoader | None = None
+        self._player: PlayLoader | None = None
         self._resumed: dict[str, Any] | None = None
         self._saved: list[dict[str, Any]] = []  # replay states whose files a checkpoint may still need
 
@@ -136,7 +138,8 @@ class ReplayDataModule(LightningDataModule):
         return self._loader
 
     def test_dataloader(self) -> PlayLoader:
-        return PlayLoader(self._environments(TEST), self._agent(TEST), self.test_episodes, self.test_videos)
+        self._player = PlayLoader(self._environments(TEST), self._agent(TEST), self.test_episodes, self.test_videos)
+        return self._player
 
     def write_back(self, batch: dict[str, torch.Tensor], latents: dict[str, torch.Tensor]) -> None:
         """Newer latents for rows 1..T of a batch; see :meth:`OnlineLoader.write_back`."""
@@ -148,8 +151,15 @@ class ReplayDataModule(LightningDataModule):
         return self._loader.statistics() if self._loader is not None else {}
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self._loader is not None:
-            self._loader.close()
+        """End the environments, and finish the shards of what was played."""
+        for source in (self._loader, self._player):
+            if source is not None:
+                source.close()
+        self._loader = self._player = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning does not tear down after an exception; what was finished is to be seen, and no process left."""
+        self.teardown("fit")
 
     # ---- what a checkpoint holds -------------------------------------------------------------------------------
 
@@ -160,7 +170,10 @@ class ReplayDataModule(LightningDataModule):
         folder = self._folder()
         if folder is None:
             raise ExperienceError("a run without a checkpoint folder cannot save its replay")
-        state = self._loader.state(folder / self._named(REPLAY), f"{self.trainer.global_step:08d}")
+        steps = self._loader.collector.env_steps  # two saves at one update, as after an exception, are two states
+        tag = f"{self.trainer.global_step:08d}-{self._loader.batches}-{steps}"
+        state = self._loader.state(folder / self._named(REPLAY), tag)
+        state |= {"env": self.env_id, "env_args": self.env_args}
         if [getattr(callback, "save_top_k", None) for callback in self.trainer.checkpoint_callbacks] == [1]:
             # one checkpoint, which may still be the one before; where others are kept, they need their files
             self._saved = [*self._saved, state["replay"]][-2:]
@@ -183,7 +196,12 @@ class ReplayDataModule(LightningDataModule):
                 f"the checkpoint holds the replays of {len(state['ranks'])} ranks, this run has"
                 f" {self.trainer.world_size}: resume with as many"
             )
-        return state["ranks"][self.trainer.global_rank]
+        mine = state["ranks"][self.trainer.global_rank]
+        if (mine["env"], mine["env_args"]) != (self.env_id, self.env_args):
+            raise ExperienceError(
+                f"the checkpoint's replay is of {mine['env']} {mine['env_args']}, not of {self.env_id} {self.env_args}"
+            )
+        return mine
 
     # ---- where things are ----------------------------------------------------------------------------------------
 
@@ -215,11 +233,14 @@ class ReplayDataModule(LightningDataModule):
         folder = self._folder()
         if not self.keep_episodes or folder is None or self.trainer.fast_dev_run:
             return None
+        resume = state["writer"] if state is not None and self._goes_on_here() else None
+        if resume is None and not list(folder.glob("checkpoints/*.ckpt")):
+            forget(folder / self._named(EPISODES))  # of a run that was stopped before its first checkpoint
         return ShardWriter(
             folder / self._named(EPISODES),
             self._spec,
             environment={"id": self.env_id, **self.env_args},
             policy=type(self.trainer.lightning_module).__name__,
             seed=self.settings.seed,
-            resume=state["writer"] if state is not None and self._goes_on_here() else None,
+            resume=resume,
         )

@@ -187,10 +187,12 @@ class Replay:
         Raises:
             ExperienceError: a file is missing or broken, or the state is of a replay with another number of streams.
         """
-        if len(state["streams"]) != len(self.streams) or state["block"] != self.block:
+        if len(state["streams"]) != len(self.streams):
             raise ExperienceError(
                 f"the replay in {folder} is of {len(state['streams'])} environments, not of {len(self.streams)}"
             )
+        if state["block"] != self.block:
+            raise ExperienceError(f"the replay in {folder} was made with another capacity: give that one")
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.count, stream.dropped, stream.blocks = saved["count"], saved["dropped"], []
             for rows_file, latents_file, size in saved["blocks"]:
@@ -221,7 +223,7 @@ class Replay:
     def _draw(self) -> tuple[int, int]:
         while self.queue:
             stream, start = self.queue.popleft()
-            if start >= self.streams[stream].dropped:
+            if self.streams[stream].dropped <= start <= self.streams[stream].count - self.length:
                 return stream, start
         starts = np.cumsum(self._starts())
         if not starts[-1]:

@@ -33,7 +33,7 @@ class GymnasiumEnv(gymnasium.Wrapper):
     def __init__(self, env_id: str, **kwargs: Any) -> None:
         try:
             env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever an environment raises when it is made
             raise ExperienceError(f"gymnasium cannot make '{env_id}': {one_line(error)}") from error
         env, action = _with_actions(env, env_id)
         super().__init__(env)
@@ -54,18 +54,22 @@ class GymnasiumEnv(gymnasium.Wrapper):
     def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict]:
         with self._failing_in("reset()"):
             observation, _ = self.env.reset(**kwargs)
-        return self._dressed(observation), {}
+            dressed = self._dressed(observation)
+        return dressed, {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
         with self._failing_in("step()"):
             observation, reward, terminated, truncated, _ = self.env.step(action)
-        return self._dressed(observation), float(reward), bool(terminated), bool(truncated), {}
+            dressed = self._dressed(observation)
+        return dressed, float(reward), bool(terminated), bool(truncated), {}
 
     @contextmanager
     def _failing_in(self, where: str) -> Iterator[None]:
         """Many options are read only when the environment runs: say which one failed, and what it was given."""
         try:
             yield
+        except ExperienceError:
+            raise
         except Exception as error:  # whatever an environment raises
             raise ExperienceError(
                 f"{self._named} failed in {where}: {type(error).__name__}: {one_line(error)}"
@@ -75,6 +79,8 @@ class GymnasiumEnv(gymnasium.Wrapper):
         parts = observation if self._is_dict else {next(iter(self._parts)): observation}
         dressed = {}
         for key, (shape, dtype) in self._parts.items():
+            if key not in parts:
+                raise ExperienceError(f"the observation holds no '{key}' but {', '.join(map(str, parts))}")
             value = np.asarray(parts[key])
             if (value.dtype == np.uint8) != (dtype == np.uint8) or value.size != np.prod(shape):
                 raise ExperienceError(f"'{key}' came as {value.dtype} {value.shape}, expected {dtype} {shape}")

@@ -86,8 +86,12 @@ class Group:
         return [self._restore(i, snapshot, seen) for i, (snapshot, seen) in enumerate(arguments)]
 
     def _restore(self, i: int, snapshot: dict[str, Any], seen: Rows) -> Rows | None:
-        there = self.envs[i].restore(snapshot)
         self.lives[i], self.over[i] = snapshot["life"], snapshot["over"]
+        try:
+            there = self.envs[i].restore(snapshot)
+        except Exception as error:  # its past went otherwise this time, to where an action makes no sense
+            self.over[i] = False
+            return self._born_again(i, error).observation
         if all(np.array_equal(there[key], seen[key], equal_nan=True) for key in seen):
             return None
         self.over[i] = False
@@ -150,6 +154,8 @@ class ProcessGroup:
             answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
+            if self._asked == "close":
+                return None
             cause = f"its process died (exit code {self._process.exitcode})"
             if self._asked != "step":
                 raise ExperienceError(f"an environment cannot {self._asked}: {cause}") from None
@@ -190,7 +196,8 @@ class SturdyVectorEnv(VectorEnv):
         makers: one for each environment; each must be picklable if there are processes.
         seeds: one for each.
         processes: how many to spread them over; 0 steps them in this process.
-        most_deaths: more than this many deaths are an error.
+        most_deaths: so many deaths, beyond one of each environment, are an error: a process that dies takes all of its own
+            along.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (Gymnasium's own declaration)
@@ -258,7 +265,7 @@ class SturdyVectorEnv(VectorEnv):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict]:
         died = [outcome.died for outcome in outcomes]
         self.deaths += sum(map(bool, died))
-        if self.deaths > self.most_deaths:
+        if self.deaths > self.most_deaths + self.num_envs:
             raise ExperienceError(f"environments died {self.deaths} times, the last one of: {max(died)}")
         observation = {key: np.stack([o.observation[key] for o in outcomes]) for key in outcomes[0].observation}
         reward, terminated, truncated = (

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from lit_wm.distributed import gather_objects
 from lit_wm.evaluation.render import write_gif
 from lit_wm.evaluation.statistics import t_interval
 
@@ -52,8 +53,10 @@ class EpisodeReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was kept, and say it in a line."""
-        if not self.returns:
+        ranks = gather_objects((self.returns, self.lengths))
+        if not self.returns or not trainer.is_global_zero:
             return
+        self.returns, self.lengths = ([x for rank in ranks for x in rank[i]] for i in range(2))
         self.folder.mkdir(parents=True, exist_ok=True)
         mean, low, high = t_interval(self.returns) if len(self.returns) > 1 else (self.returns[0], None, None)
         report = {

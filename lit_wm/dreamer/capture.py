@@ -40,7 +40,9 @@ class AsTensors(nn.Module):
     def named(self, values: tuple[Tensor, ...]) -> Update:
         """The dicts back from what :meth:`forward` returned."""
         losses, latents = self.found
-        return dict(zip(losses, values, strict=False)), dict(zip(latents, values[len(losses) :], strict=True))
+        # what a graph returns all asks for gradients, also what had none
+        kept = {n: x.detach() if n.startswith("_") else x for n, x in zip(losses, values, strict=False)}
+        return kept, {n: x.detach() for n, x in zip(latents, values[len(losses) :], strict=True)}
 
 
 class CapturedUpdate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ PHASES = torch.tensor(
 )
 
 
+@cache
+def phases_like(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``PHASES`` on a device, copied there once: every copy from the host makes a GPU wait."""
+    return PHASES.to(device, dtype)
+
+
 def upsample_conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """Nearest x2 upsampling, then a 5x5 convolution, without ever making the large input: exact, and a third of the work.
 
@@ -53,7 +60,7 @@ def upsample_conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
     Returns:
         (N,h,w,2,2,O): the phases side by side, which :func:`join_phases` makes one picture of.
     """
-    phases = PHASES.to(layer.weight)
+    phases = phases_like(layer.weight.device, layer.weight.dtype)
     kernel = torch.einsum("aip,ocpq,bjq->abocij", phases, layer.weight, phases).flatten(0, 2)
     x = F.conv2d(x, kernel, layer.bias.repeat(4), padding=1)
     return x.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))

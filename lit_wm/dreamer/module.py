@@ -114,7 +114,10 @@ class DreamerModule(WorldModel):
         self.save_hyperparameters()
         least = {"imagination_length": 1, "horizon": 2, "imagination_last": 0, "warmup_steps": 0, "free_nats": 0}
         least |= {"foreground_weight": 0, "decay_steps": 0}
-        check_bounds("dreamer model", self.hparams, least, positive=("lr", "agc"))
+        check_bounds("dreamer model", self.hparams, least | {"entropy": 0}, positive=("lr", "agc"))
+        for name, top in (("beta2", 1), ("lam", 1 + 1e-9), ("slow_rate", 1 + 1e-9), ("unimix", 1)):
+            if not 0 <= self.hparams[name] < top:
+                raise UserError(f"{name} of the dreamer model is {self.hparams[name]}, it must lie between 0 and 1")
         if unknown := set(loss_scales or {}) - set(LOSS_SCALES):
             raise UserError(f"loss_scales: '{sorted(unknown)[0]}' is not one of {', '.join(LOSS_SCALES)}")
         if imagination_last == 1:
@@ -122,8 +125,6 @@ class DreamerModule(WorldModel):
         check_choice("kl", kl, ("balanced", "plain"))
         check_choice("latents", latents, ("categorical", "gaussian"))
         check_choice("regression", regression, tuple(REGRESSION))
-        if not 0 <= unimix < 1:
-            raise UserError(f"unimix of the dreamer model is {unimix}, it must be at least 0 and below 1")
         self.scales = {**LOSS_SCALES, **(loss_scales or {})}
         self.settings = BehaviorSettings(horizon, lam, entropy, normalize_returns=normalize_returns)
         widths = named_size(size, size_overrides)
@@ -144,7 +145,10 @@ class DreamerModule(WorldModel):
 
     def configure_model(self) -> None:
         """Where the device is known. What is compiled for a CPU would only be in the way of recording on a GPU."""
-        self.rssm.compiled = self.hparams.compile and self.trainer.strategy.root_device.type == "cpu"
+        device = self.trainer.strategy.root_device.type
+        self.rssm.compiled = self.hparams.compile and device == "cpu"
+        if self.hparams.compile and device == "cuda" and self.trainer.accumulate_grad_batches > 1:
+            raise UserError("compile and accumulate_grad_batches: a recorded update overwrites gradients, choose one")
 
     # ---- learning ------------------------------------------------------------------------------------------------
 

@@ -51,12 +51,18 @@ class DreamerPolicy:
         """One step in every environment; continuous actions are clipped to [-1, 1], which the RSSM does to them anyway."""
         model, device = self.model, self._like.device
         generator = torch.Generator(device)
-        generator.set_state(torch.as_tensor(state["random"]))
+        random = torch.as_tensor(state["random"])
+        if random.shape == generator.get_state().shape:
+            generator.set_state(random)
+        else:  # the checkpoint is of another kind of device, whose random numbers cannot be gone on with
+            generator.manual_seed(self.seed)
         deter, stoch, action = (torch.as_tensor(state[key]).to(self._like) for key in ("deter", "stoch", "action"))
         spec = model.spec
         batch = {key: torch.as_tensor(observation[key], device=device).unsqueeze(1) for key in spec.observations}
         for key in spec.pictures:
             batch[key] = batch[key].permute(0, 1, 4, 2, 3)
+        for key in spec.vectors:
+            batch[key] = batch[key].to(self._like.dtype)
         first = torch.as_tensor(is_first, device=device).unsqueeze(1)
         post = model.rssm.observe(model.encoder(batch), action.unsqueeze(1), first, (deter, stoch), generator=generator)
         deter, stoch = post.deter[:, 0], post.stoch[:, 0]

@@ -24,12 +24,14 @@ class Broken(gymnasium.Env):
 
     def __init__(self, how):
         self.how, self.t = how, 0
+        if how == "no key":
+            self.observation_space = gymnasium.spaces.Dict({"angle": gymnasium.spaces.Box(-1, 1, (3,), np.float32)})
         if how == "text actions":
             self.action_space = gymnasium.spaces.Text(4)
 
     def reset(self, *, seed=None, options=None):
         self.t = 0
-        return np.zeros(3, np.float32), {}
+        return {} if self.how == "no key" else np.zeros(3, np.float32), {}
 
     def step(self, action):
         self.t += 1
@@ -105,6 +107,7 @@ def test_an_environment_that_dies_now_and_then_is_counted(home):
     ("env", "env_args", "words", "said"),
     [
         ("Broken-v0", {"how": "NaN reward"}, [], "environment 0 delivers a 'reward' that is not finite"),
+        ("Broken-v0", {"how": "no key"}, [], "the observation holds no 'angle'"),
         ("Broken-v0", {"how": "text actions"}, [], "is neither discrete, multi-discrete nor a flat box"),
         ("Nowhere-v0", {}, [], "there is no environment 'Nowhere-v0'"),
         ("CartPole-v1", {}, ["--data.init_args.capacity", "5"], "capacity is 5"),

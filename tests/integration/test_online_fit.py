@@ -10,7 +10,7 @@ import pytest
 import tiny_online
 import tiny_routes
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from datamodules.episodes import EpisodeDataModule
@@ -88,6 +88,40 @@ def test_a_missing_replay_is_named(whole, tmp_path):
     next((tmp_path / "run" / "replay").glob("rows-*")).unlink()
     with pytest.raises(ExperienceError, match=r"rows-.*npz cannot be read"):
         tiny_online.fit(tmp_path / "run", 42, resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(whole, tmp_path):
+    """Its episodes are there, finished or not, and nothing names them."""
+    import shutil
+
+    shutil.copytree(whole / "episodes", tmp_path / "episodes")
+    tiny_online.fit(tmp_path, 30)
+    assert tiny_online.seen(tmp_path) == tiny_online.seen(whole)[:30]
+    there, before = verify(tmp_path / "episodes"), verify(whole / "episodes")
+    assert 0 < there.splits["train"]["episodes"] < before.splits["train"]["episodes"]
+
+
+def test_a_replay_of_another_environment_is_refused(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ExperienceError, match=r"replay is of CartPole-v1 \{\}, not of CartPole-v0"):
+        tiny_online.fit(tmp_path / "run", 42, resume=last, env="CartPole-v0")
+    with pytest.raises(ExperienceError, match="another capacity"):
+        tiny_online.fit(tmp_path / "run", 42, resume=last, capacity=500)
+
+
+def test_after_an_exception_what_was_played_is_to_be_seen(tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 30:
+                raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        tiny_online.fit(tmp_path, 40, callbacks=(Stop(),))
+    assert verify(tmp_path / "episodes").splits["train"]["episodes"] > 0
+    tiny_online.fit(tmp_path, 34, resume=tmp_path / "checkpoints" / "last.ckpt")
 
 
 def test_a_model_that_cannot_act_is_refused(tmp_path):

@@ -136,7 +136,7 @@ def test_each_environment_plays_the_same_number_of_whole_episodes():
 def test_an_episode_that_dies_does_not_count():
     env = SturdyVectorEnv([partial(Counter, dies_at=3)], environment_seeds(0, 1))
     loader = iter(PlayLoader(env, Agent(), episodes=1, videos=0))
-    with pytest.raises(ExperienceError, match="environments died 21 times"):
+    with pytest.raises(ExperienceError, match="environments died 22 times"):
         next(loader)
 
 
@@ -147,7 +147,7 @@ def test_an_episode_that_dies_does_not_count():
         ({"env": "sprites", "env_args": {"sise": 3}}, "sprites has no option 'sise'"),
         ({"env": "CartPole-v1", "num_envs": 0}, "num_envs is 0"),
         ({"env": "CartPole-v1", "clip_length": 1}, "clip_length is 1"),
-        ({"env": "CartPole-v1", "capacity": 1000}, "capacity is 1000, it must be at least 2048"),
+        ({"env": "CartPole-v1", "capacity": 1000}, "capacity is 1000, it must be at least 2064"),
         ({"env": "CartPole-v1", "train_ratio": 0}, "train_ratio is 0"),
     ],
 )

@@ -100,6 +100,17 @@ def test_too_many_deaths_are_an_error():
             env.step(np.zeros(4, int))
 
 
+def test_a_past_that_goes_otherwise_this_time_begins_another_episode():
+    env = sturdy()
+    env.reset()
+    observation, *_ = env.step(np.zeros(4, int))
+    snapshots = env.snapshot()
+    snapshots[1]["actions"] = [np.array("no action")]  # the environment raises
+    seen = [{"vector": vector} for vector in observation["vector"]]
+    begun = env.restore(snapshots, seen)
+    assert begun[0] is begun[2] is begun[3] is None and begun[1]["vector"][1] == 0
+
+
 def test_one_that_dies_whenever_it_begins_is_an_error():
     with pytest.raises(ExperienceError, match=r"cannot reset: its process died \(exit code 7\)"):
         sturdy(processes=1, dies_at=0).reset()

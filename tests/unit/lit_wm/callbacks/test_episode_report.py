@@ -15,7 +15,7 @@ from lit_wm.evaluation.statistics import t_interval
 def report(folder, episodes):
     callback = EpisodeReport(folder)
     data = SimpleNamespace(env_id="sprites", env_args={"size": 32}, settings=SimpleNamespace(seed=3))
-    trainer, model = SimpleNamespace(datamodule=data), SimpleNamespace(updates=7)
+    trainer, model = SimpleNamespace(datamodule=data, is_global_zero=True), SimpleNamespace(updates=7)
     for batch in episodes:
         callback.on_test_batch_end(trainer, model, None, batch, 0)
     callback.on_test_end(trainer, model)
