@@ -30,7 +30,9 @@ class ReplayDataModule(LightningDataModule):
     Before each batch the environments are stepped as ``train_ratio`` asks for, by ``trainer.lightning_module.policy(seed)``.
     Every finished episode is also written to ``RUN/episodes`` in the shard format, so that what was collected can train
     any route. A checkpoint names files in ``RUN/replay``; resuming goes on with the same replay, environments and random
-    numbers (an environment that cannot go back to its place begins a new episode). ``test`` plays whole episodes.
+    numbers (an environment that cannot go back to its place begins a new episode). Each checkpoint writes what changed,
+    which after some updates is every latent, 4 (D + S) bytes a row: with millions of rows let them be rare. Files are
+    tidied up where one callback keeps one checkpoint. ``test`` plays whole episodes.
 
     Args:
         env: ``sprites``, ``pong``, any Gymnasium id, or ``envpool:TASK``.

@@ -71,7 +71,7 @@ class DreamerModule(WorldModel):
         foreground_weight: how much more a pixel counts that differs from the median picture of the batch; the paper's 0
             draws small things that are seldom at one place only after very many updates.
         compile: the same numbers faster: on a CPU the recurrent steps are compiled by ``torch.compile`` (which takes a
-            minute first); on a GPU the losses and their gradients are recorded as CUDA graphs.
+            minute first); on a GPU the losses and their gradients are recorded as CUDA graphs (not yet run on one).
 
     Raises:
         UserError: an unknown size, width, loss scale or choice, or pictures that do not fit the encoder.
