@@ -130,3 +130,11 @@ def test_a_replay_that_cannot_be_read_is_said_in_one_line(tmp_path):
         with pytest.raises(ExperienceError, match=r"latents-1-2-1\.npz cannot be read") as error:
             filled([0, 0]).load(tmp_path, state)
         assert "\n" not in str(error.value)
+
+
+def test_longer_sequences_than_before_never_run_past_the_newest_row(tmp_path):
+    """The queue of a saved replay names starts of the sequences it had."""
+    state = filled([8], length=4, online=True).save(tmp_path, "a")
+    longer = Replay(LAYOUT, LATENTS, 1, 6, 10_000, block=8)
+    longer.load(tmp_path, state)
+    assert all(step <= 2 for _, step in starts(longer.sample(5)))

@@ -62,6 +62,17 @@ def test_tensors_in_tensors_out_is_the_same_update():
     assert all(torch.equal(latents[name], value) for name, value in expected_latents.items())
 
 
+def test_of_what_a_record_returns_only_the_losses_keep_gradients():
+    """A graph hands out everything as if it had one."""
+    model, batch = small(VECTOR), batch_of(VECTOR)
+    names = tuple(sorted(batch))
+    form = AsTensors(model, model.update, names)
+    values = (x.detach().requires_grad_(x.is_floating_point()) for x in form(*(batch[name] for name in names)))
+    losses, latents = form.named(tuple(values))
+    assert {name for name, x in losses.items() if not x.requires_grad} == {n for n in losses if n.startswith("_")}
+    assert not any(x.requires_grad for x in latents.values())
+
+
 @on_gpu
 @pytest.mark.parametrize("spec", [PIXELS, VECTOR])
 def test_on_a_gpu_a_recorded_update_gives_the_same_losses_and_gradients(spec):
