@@ -19,6 +19,7 @@ class SideBySide(Protocol):
     ``step`` answers as a Gymnasium vector environment does, and ``info["died"]`` tells of each environment why its
     observation is the first after a death ("" normally). ``restore`` takes snapshots and what was seen there, and answers
     None for each environment that sees the same again; one that does not begins an episode, and answers what it sees.
+    ``render`` answers a picture (H,W,3) of each environment, or None.
     """
 
     num_envs: int
@@ -32,6 +33,8 @@ class SideBySide(Protocol):
     def snapshot(self) -> list[dict[str, Any]]: ...
 
     def restore(self, snapshots: Sequence[dict[str, Any]], seen: Sequence[Rows]) -> list[Rows | None]: ...
+
+    def render(self) -> Sequence[np.ndarray | None]: ...
 
     def close(self) -> None: ...
 
@@ -142,6 +145,7 @@ class Collector:
             **{name: getattr(self, name).copy() for name in self.ARRAYS},
             **{name: getattr(self, name) for name in self.COUNTS},
             "returns": [list(pair) for pair in self.returns],
+            "deaths": self.env.deaths,
             "observation": self.observation,
             "memory": self.memory,
             "envs": self.env.snapshot(),
@@ -157,6 +161,7 @@ class Collector:
         for name in (*self.ARRAYS, *self.COUNTS, "observation", "memory"):
             setattr(self, name, state[name])
         self.returns = [(total, length) for total, length in state["returns"]]
+        self.env.deaths = state["deaths"]
         if self.observation is None:
             return 0
         seen = [{key: value[i] for key, value in self.observation.items()} for i in range(self.env.num_envs)]

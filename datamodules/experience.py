@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 STEP_KEYS = ("action", "reward", "is_first", "is_last", "is_terminal")
+BATCH_KEYS = ("state", "weight", "episode", "start", "stream", "step")  # what a batch may hold beside them
 ACTION_KINDS = ("discrete", "multi_discrete", "continuous")
 FACTOR_GROUPS = ("task", "velocity", "event", "distractor")
 FACTOR_KINDS = ("continuous", "discrete")
@@ -102,6 +103,11 @@ class Factor:
             raise ExperienceError(f"factor '{self.name}': group '{self.group}' or kind '{self.kind}' is unknown")
 
 
+def reserved(key: str) -> bool:
+    """Whether a batch uses the key for something that is no observation."""
+    return key in (*STEP_KEYS, *BATCH_KEYS) or key.startswith("latent_")
+
+
 @dataclass(frozen=True)
 class ExperienceSpec:
     """Shapes and names of a data set: what a model needs to know to be built for it.
@@ -121,7 +127,9 @@ class ExperienceSpec:
         object.__setattr__(self, "observations", shapes)
         object.__setattr__(self, "factors", tuple(self.factors))
         for key, shape in shapes.items():
-            if key in (*STEP_KEYS, "state") or len(shape) not in (1, 3):
+            if reserved(key):
+                raise ExperienceError(f"an observation cannot be named '{key}', which means something else in a batch")
+            if len(shape) not in (1, 3):
                 raise ExperienceError(f"observation '{key}' of shape {shape}: pictures are (H,W,C), vectors (D,)")
 
     @property

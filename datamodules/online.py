@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from datamodules.replay_memory import Layout, Replay
 from datamodules.shards import ShardWriter
 
 RECENT = 10  # episodes whose mean return is logged
-SPEED_OVER = 100  # updates over which the speed is measured
+AVERAGED = ("env/return", "env/length", "replay/ratio")  # over ranks; the others are counts, which add up
+SPEED_OVER = 10  # calls of statistics() over which the speed is measured
 
 
 class Agent(Policy, Protocol):
@@ -113,8 +115,25 @@ class OnlineLoader:
             batch["stream"].cpu().numpy(), step, {key: value.cpu().numpy() for key, value in latents.items()}
         )
 
+    def newest(self, clips: int, steps: int) -> dict[str, Tensor] | None:
+        """A batch (B,L,...) to look at: of up to ``clips`` environments the newest rows of one episode, up to ``steps`` of them.
+
+        Nothing is drawn at random, so that looking changes nothing. None before there is anything.
+        """
+        found = []
+        for number, stream in enumerate(self.replay.streams[:clips]):
+            if not stream.held:
+                return None
+            rows = self.replay.rows(number, max(stream.dropped, stream.count - 2 * steps), stream.count)
+            episodes = list(pairwise([0, *(np.flatnonzero(rows["is_first"][1:]) + 1), len(rows["is_first"])]))
+            start, stop = max(reversed(episodes), key=lambda episode: min(episode[1] - episode[0], steps))
+            found.append({key: value[max(start, stop - steps) : stop] for key, value in rows.items()})
+        length = min(len(rows["is_first"]) for rows in found)
+        together = {key: np.stack([rows[key][-length:] for rows in found]) for key in found[0]}
+        return batch_tensors(together, self.env.experience)
+
     def statistics(self) -> dict[str, float]:
-        """What to log: environment steps and their rate over the last calls, episodes, the replay and its ratio."""
+        """What to log of this rank: environment steps and their rate over the last calls, episodes, the replay and its ratio."""
         self.recent.extend(self.collector.returns)
         self.collector.returns.clear()
         now, steps = time.perf_counter(), self.collector.env_steps
@@ -168,6 +187,15 @@ class OnlineLoader:
         self.env.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def over_ranks(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One set of numbers for all ranks; one that some do not have yet is of the others."""
+    found: dict[str, list[float]] = {}
+    for rank in statistics:
+        for name, value in rank.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / (len(values) if name in AVERAGED else 1) for name, values in found.items()}
 
 
 def tensors_of(tree: Any) -> Any:

@@ -14,7 +14,7 @@ from datamodules.experience import Policy
 
 class PlayLoader:
     """A batch per episode that ended: ``episode_return`` (1,), ``episode_length`` (1,) and, of the first ones, their
-    pictures, ``frames`` (1,T,C,H,W) uint8, where the environment shows any.
+    pictures, ``frames`` (1,T,C,H,W) uint8: those it sees, or else those it draws (``render_mode: rgb_array``), if any.
 
     Each environment plays the same number of episodes: whoever takes the first n that end prefers short ones.
 
@@ -44,8 +44,9 @@ class PlayLoader:
         memory, is_first, over, reward = self.agent.initial_state(n), np.ones(n, bool), np.zeros(n, bool), np.zeros(n)
         while True:
             total, length = total + reward, length + 1
-            if pictures and played[0] < self.videos:
-                frames.append(observation[pictures[0]][0])
+            if played[0] < self.videos:
+                picture = observation[pictures[0]][0] if pictures else self.env.render()[0]
+                frames += [] if picture is None else [picture]
             for i in np.flatnonzero(over & (played < self.each)):
                 episode = {"episode_return": torch.tensor([total[i]]), "episode_length": torch.tensor([length[i]])}
                 if i == 0 and frames:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.envs import describe, vector_env
 from datamodules.experience import ExperienceError
-from datamodules.online import OnlineLoader, OnlineSettings
+from datamodules.online import OnlineLoader, OnlineSettings, over_ranks
 from datamodules.play import PlayLoader
 from datamodules.recording_folder import forget
 from datamodules.replay_memory import Replay
@@ -148,9 +148,15 @@ class ReplayDataModule(LightningDataModule):
         if self._loader is not None:
             self._loader.write_back(batch, latents)
 
+    def newest(self, clips: int, steps: int) -> dict[str, torch.Tensor] | None:
+        """What the environments of this rank did last; see :meth:`OnlineLoader.newest`."""
+        return self._loader.newest(clips, steps) if self._loader is not None else None
+
     def statistics(self) -> dict[str, float]:
-        """What a training step logs about the data."""
-        return self._loader.statistics() if self._loader is not None else {}
+        """What a training step logs about the data of all ranks. A collective under DDP."""
+        if self._loader is None:
+            return {}
+        return over_ranks(self._of_all_ranks(self._loader.statistics()))
 
     def teardown(self, stage: str) -> None:
         """End the environments, and finish the shards of what was played."""
@@ -180,11 +186,7 @@ class ReplayDataModule(LightningDataModule):
             # one checkpoint, which may still be the one before; where others are kept, they need their files
             self._saved = [*self._saved, state["replay"]][-2:]
             Replay.tidy(folder / self._named(REPLAY), self._saved)
-        ranks = [state]
-        if self.trainer.world_size > 1:
-            ranks = [None] * self.trainer.world_size
-            dist.all_gather_object(ranks, state)
-        return {"ranks": ranks}
+        return {"ranks": self._of_all_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the environments are there."""
@@ -204,6 +206,13 @@ class ReplayDataModule(LightningDataModule):
                 f"the checkpoint's replay is of {mine['env']} {mine['env_args']}, not of {self.env_id} {self.env_args}"
             )
         return mine
+
+    def _of_all_ranks(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.trainer.world_size == 1:
+            return [mine]
+        ranks: list[Any] = [None] * self.trainer.world_size
+        dist.all_gather_object(ranks, mine)
+        return ranks
 
     # ---- where things are ----------------------------------------------------------------------------------------
 

@@ -141,12 +141,15 @@ class WorldModel(LightningModule):
             raise UserError(
                 f"the {self.route} loss became {total.item()} (in: {', '.join(worst) or 'the sum'}); lower lr"
             )
-        logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
-        self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
-            if hasattr(self._datamodule, "statistics"):
-                self.log_dict(self._datamodule.statistics())
+            every = self.trainer.log_every_n_steps
+            if every == 0 or (self.trainer.global_step + 1) % every:
+                return total  # a small model's update would spend a sixth of its time on numbers that no logger takes
+        logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
+        self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
+        if stage == "train" and hasattr(self._datamodule, "statistics"):
+            self.log_dict(self._datamodule.statistics())
         return total
 
     def check_batch(self, batch: Batch) -> None:

@@ -24,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 
 from datamodules.envs.envpool_rehearsal import import_envpool, make_pool, why_it_fails
 from datamodules.envs.generic import observation_space, one_line
-from datamodules.experience import STEP_KEYS, ActionSpace, ExperienceError, ExperienceSpec
+from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec, reserved
 
 PREFIX = "envpool:"
 
@@ -190,6 +190,10 @@ class EnvPoolVectorEnv(VectorEnv):
         observation, _ = self.reset()
         return [{key: value[i] for key, value in observation.items()} for i in range(self.num_envs)]
 
+    def render(self) -> tuple[None, ...]:
+        """EnvPool draws nothing that is not observed."""
+        return (None,) * self.num_envs
+
     def close_extras(self, **kwargs: Any) -> None:
         self._pool.close()
 
@@ -238,7 +242,7 @@ def _parts(space: Any) -> dict[str, Part]:
             channels_first = leaf.shape[0] < leaf.shape[2]
             shape = (*leaf.shape[1:], leaf.shape[0]) if channels_first else leaf.shape
         key = re.sub(r"\W", "_", "_".join(path)) or ("frames" if picture else "vector")
-        key += "_" * (key in (*STEP_KEYS, "state"))  # these mean something else in the contract
+        key += "_" * reserved(key)  # such names mean something else in the contract
         parts[key] = Part(path, shape, channels_first)
     return dict(sorted(parts.items()))
 

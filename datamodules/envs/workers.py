@@ -97,6 +97,10 @@ class Group:
         self.over[i] = False
         return self.envs[i].reset()[0]
 
+    def render(self) -> list[np.ndarray | None]:
+        """A picture (H,W,3) of each environment that was made with ``render_mode="rgb_array"``."""
+        return [env.render() if env.render_mode == "rgb_array" else None for env in self.envs]
+
     def close(self) -> None:
         for env in self.envs:
             env.close()
@@ -249,6 +253,19 @@ class SturdyVectorEnv(VectorEnv):
             observation.
         """
         return self._ask("restore", list(zip(snapshots, seen, strict=True)))
+
+    def render(self) -> tuple[np.ndarray | None, ...]:
+        """A picture (H,W,3) of each environment; None where it draws none.
+
+        Raises:
+            ExperienceError: it cannot draw, for example because a library is missing.
+        """
+        try:
+            return tuple(self._ask("render"))
+        except ExperienceError:
+            raise
+        except Exception as error:  # whatever an environment raises
+            raise ExperienceError(f"the environment cannot draw itself: {' '.join(str(error).split())}") from error
 
     def close_extras(self, **kwargs: Any) -> None:
         self._ask("close")

@@ -18,7 +18,9 @@ from lit_wm.evaluation.render import tile, write_gif
 
 
 class OpenLoopVideo(Callback):
-    """Every N updates, the first clips of the batch at hand: the model sees ``context`` frames and imagines the rest.
+    """Every N updates: the model sees ``context`` frames of some clips and imagines the rest.
+
+    The clips are the first of the batch at hand or, where an agent acts, what its environments did last.
 
     Three rows: truth, prediction, and error ((prediction - truth + 1) / 2, grey where right); a column per clip. Green
     borders were seen, orange ones imagined. For routes that take the environment's actions and draw pictures.
@@ -27,12 +29,15 @@ class OpenLoopVideo(Callback):
         every_n_steps: updates between two videos.
         context: frames that are seen.
         clips: clips side by side.
+        length: frames of a clip where an agent acts, or as many as the episode has; recorded clips are as long as they are.
     """
 
-    def __init__(self, every_n_steps: int = 1000, context: int = 5, clips: int = 4) -> None:
+    def __init__(self, every_n_steps: int = 1000, context: int = 5, clips: int = 4, length: int = 20) -> None:
         if min(every_n_steps, context, clips) < 1:
             raise UserError("OpenLoopVideo: every_n_steps, context and clips must be at least 1")
-        self.every_n_steps, self.context, self.clips = every_n_steps, context, clips
+        if length <= context:
+            raise UserError(f"OpenLoopVideo: length {length} leaves nothing to imagine after a context of {context}")
+        self.every_n_steps, self.context, self.clips, self.length = every_n_steps, context, clips, length
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
@@ -41,6 +46,11 @@ class OpenLoopVideo(Callback):
         due = trainer.global_step % self.every_n_steps == 0
         if not (due and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
             return
+        if hasattr(trainer.datamodule, "newest"):
+            played = trainer.datamodule.newest(self.clips, self.length)
+            if played is None or played["is_first"].shape[1] <= self.context:
+                return  # no episode is long enough yet
+            batch = {key: value.to(pl_module.device) for key, value in played.items()}
         rows = open_loop(pl_module, batch, self.context, self.clips)
         if rows is None:
             return

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from datamodules.experience import ExperienceSpec
 from lit_wm.contract import Batch
+from lit_wm.distributed import gather_rows
 from lit_wm.dreamer.distributions import symlog
 from lit_wm.dreamer.encoder import DEPTHS, picture_shape
 from lit_wm.dreamer.layers import (
@@ -25,14 +26,14 @@ from lit_wm.dreamer.sizes import BLOCKS, Size
 DIFFERENT = 13  # of 255: a value differs from the background when it does so by more
 
 
-def foreground(x: Tensor) -> Tensor:
-    """Where pictures (N,...) uint8 differ from the background, their median: float 0 or 1.
+def foreground(x: Tensor, over_ranks: bool = False) -> Tensor:
+    """Where pictures (N,...) uint8 differ from the background, their median (with ``over_ranks`` that of all ranks): float 0 or 1.
 
     A sprite that covers a hundredth of the places it may be in is best drawn, in squared error, as nothing: knowing half
     of the places gains a hundredth of its error. Counted twenty times, it is drawn where it may be, and half of the places
     are worth knowing.
     """
-    background = x.median(0).values
+    background = (gather_rows(x) if over_ranks else x).median(0).values
     return ((x.short() - background.short()).abs() > DIFFERENT).float()
 
 
@@ -89,7 +90,8 @@ class Decoder(nn.Module):
                 target = split_phases(batch[key].flatten(0, 1))  # in bytes a quarter of joining what is predicted
                 error = (x - target.to(x.dtype) / 255).square()
                 if self.foreground_weight:
-                    error = error * (1 + self.foreground_weight * foreground(target))
+                    # as many pictures on each rank are sure in training only
+                    error = error * (1 + self.foreground_weight * foreground(target, over_ranks=self.training))
                 error = error.flatten(1).sum(1)
                 losses[key] = error.unflatten(0, deter.shape[:-1])
         if self.spec.vectors:

@@ -22,6 +22,9 @@ def test_two_ranks_act_apart_learn_together_and_are_resumed(tmp_path):
     whole = [tiny_online.seen(tmp_path / "whole", rank) for rank in (0, 1)]
     assert [entry["step"] for entry in whole[0]] == list(range(1, 10))
     for one, two in zip(*whole, strict=True):
+        assert one["env_steps"] == two["env_steps"] and one["env_steps"] % (2 * 3) == 0, (
+            "of both ranks, 3 environments each"
+        )
         assert one["weights"] == two["weights"] and one["batch"] != two["batch"] and one["replay"] != two["replay"]
     assert verify(tmp_path / "whole" / "episodes").data_hash != verify(tmp_path / "whole" / "episodes_rank1").data_hash
     run(tmp_path / "parts", 6)

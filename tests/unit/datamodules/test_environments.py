@@ -161,3 +161,17 @@ def test_pong_without_ale_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(ExperienceError, match=r"\[atari\]"):
         make("pong", 1, 0)
+
+
+class NamesakeEnv(gymnasium.Env):
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, key):
+        self.observation_space = spaces.Dict({key: spaces.Box(-1, 1, (3,), np.float32)})
+
+
+@pytest.mark.parametrize("key", ["reward", "state", "weight", "stream", "step", "latent_deter"])
+def test_an_observation_named_like_something_else_in_a_batch_is_refused(key):
+    gymnasium.register("Namesake-v0", NamesakeEnv)
+    with pytest.raises(ExperienceError, match=f"an observation cannot be named '{key}'"):
+        describe("Namesake-v0", key=key)

@@ -10,7 +10,7 @@ from test_collector import SPEC, Counter, Cycle
 from datamodules.envs.registry import environment_seeds, vector_env
 from datamodules.envs.workers import SturdyVectorEnv
 from datamodules.experience import ExperienceError
-from datamodules.online import OnlineLoader, OnlineSettings, arrays_of, tensors_of
+from datamodules.online import OnlineLoader, OnlineSettings, arrays_of, over_ranks, tensors_of
 from datamodules.play import PlayLoader
 from datamodules.replay import ReplayDataModule
 
@@ -100,9 +100,10 @@ def test_it_goes_on_from_a_saved_state_as_if_it_had_never_stopped(tmp_path, queu
     online, again = made(), made()
     for _ in range(23):
         online.next_batch()
+    online.env.deaths = 3
     state = online.state(tmp_path, "a")
     again.load(state, tmp_path, own=True)
-    assert again.not_restored == 0
+    assert again.not_restored == 0 and again.env.deaths == 3
     for _ in range(30):
         ours, theirs = online.next_batch(), again.next_batch()
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -118,6 +119,28 @@ def test_a_state_of_other_environments_is_refused(tmp_path):
         loader(n=3).load(state, tmp_path, own=True)
 
 
+def test_the_newest_rows_are_of_one_episode_each_and_nothing_is_drawn():
+    online = loader(3)
+    assert online.newest(2, 4) is None
+    online.next_batch()
+    for _ in range(7):  # somewhere within an episode of 5
+        online.collector.step(online.agent)
+        before = online.replay.generator.bit_generator.state
+        clip = online.newest(2, 4)
+        assert online.replay.generator.bit_generator.state == before
+        assert clip["vector"].shape == (2, 4, 2) and not clip["is_first"][:, 1:].any()
+        assert (clip["vector"][:, 1:, 0] - clip["vector"][:, :-1, 0] == 1).all()
+        count = online.replay.streams[0].count
+        t = online.replay.rows(0, count - 1, count)["vector"][0, 0]
+        assert clip["vector"][0, -1, 0] == (t if t >= 3 else 4), "of the open episode as soon as it is long enough"
+    assert online.newest(2, 40)["is_first"].shape == (2, 5)
+
+
+def test_what_ranks_counted_adds_up_and_what_they_averaged_does_not():
+    ranks = [{"env/steps": 64.0, "replay/ratio": 2.0}, {"env/steps": 60.0, "replay/ratio": 1.0, "env/return": 5.0}]
+    assert over_ranks(ranks) == {"env/steps": 124, "replay/ratio": 1.5, "env/return": 5}
+
+
 def test_arrays_survive_as_tensors():
     tree = {"a": np.arange(3), "b": [np.zeros((2, 0), bool), "word", 1.5, None], "c": {"d": np.float32(2)}}
     back = arrays_of(tensors_of(tree))
@@ -131,6 +154,39 @@ def test_each_environment_plays_the_same_number_of_whole_episodes():
     played = list(PlayLoader(env, Agent(), episodes=7, videos=1))
     assert len(played) == 9 and all(int(episode["episode_length"]) == 5 for episode in played)
     assert all(float(episode["episode_return"]) in (3, 4, 5) for episode in played)  # of 1 2 0 1 2 0 ..., four in a row
+
+
+class Drawn(Counter):
+    """Shows numbers, and draws the time as a shade of grey."""
+
+    def __init__(self, render_mode="rgb_array"):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        if self.render_mode == "human":
+            raise AssertionError("asked to draw a picture, it would open a window")
+        return np.full((8, 6, 3), 10 * self.t, np.uint8)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_is_played_without_pictures_is_drawn_if_the_environment_can(processes):
+    env = SturdyVectorEnv([Drawn] * 2, environment_seeds(0, 2), processes)
+    played = list(PlayLoader(env, Agent(), episodes=4, videos=1))
+    env.close()
+    videos = [episode["frames"] for episode in played if "frames" in episode]
+    assert len(videos) == 1 and videos[0].shape == (1, 5, 3, 8, 6) and videos[0].dtype == torch.uint8
+    assert videos[0][0, :, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+    env = SturdyVectorEnv([partial(Drawn, "human")], environment_seeds(0, 1))
+    assert not any("frames" in episode for episode in PlayLoader(env, Agent(), episodes=1, videos=1))
+
+
+def test_an_environment_that_cannot_draw_says_why():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Drawn, "render", lambda self: 1 / 0)
+        env = SturdyVectorEnv([Drawn], environment_seeds(0, 1))
+        with pytest.raises(ExperienceError, match="the environment cannot draw itself: division by zero"):
+            list(PlayLoader(env, Agent(), episodes=1, videos=1))
 
 
 def test_an_episode_that_dies_does_not_count():

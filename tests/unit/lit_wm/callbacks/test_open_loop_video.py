@@ -64,15 +64,17 @@ def test_clips_that_are_all_context_are_refused():
         open_loop(tiny_routes.tiny("dreamer", SPEC), batch_of(), 7, 2)
     with pytest.raises(UserError, match="at least 1"):
         OpenLoopVideo(every_n_steps=0)
+    with pytest.raises(UserError, match="length 5 leaves nothing to imagine"):
+        OpenLoopVideo(length=5)
 
 
 def test_tensorboard_receives_it_while_an_agent_learns(tmp_path):
     data = ReplayDataModule(
-        env="sprites", num_envs=2, batch_size=2, clip_length=6, start_after=4, capacity=500, keep_episodes=False
+        env="sprites", num_envs=2, batch_size=2, clip_length=2, start_after=20, capacity=500, keep_episodes=False
     )
     trainer = Trainer(
         accelerator="cpu", max_steps=2, logger=TensorBoardLogger(str(tmp_path), "run", ""), enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[OpenLoopVideo(2, context=3, clips=2)],
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[OpenLoopVideo(2, context=3, clips=2, length=7)],
         log_every_n_steps=1,
     )  # fmt: skip
     trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
