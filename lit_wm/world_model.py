@@ -143,8 +143,8 @@ class WorldModel(LightningModule):
             )
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
-            every = self.trainer.log_every_n_steps
-            if every == 0 or (self.trainer.global_step + 1) % every:
+            every = getattr(self._trainer, "log_every_n_steps", 0)
+            if not every or (self.global_step + 1) % every:
                 return total  # a small model's update would spend a sixth of its time on numbers that no logger takes
         logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
         self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
