@@ -51,6 +51,22 @@ def row_layout(spec: ExperienceSpec) -> Layout:
     return layout
 
 
+def check_delivered(
+    spec: ExperienceSpec, keys: Sequence[str], observation: Rows, reward: np.ndarray, step: int
+) -> None:
+    """Refuse what no agent can act or learn on.
+
+    Raises:
+        ExperienceError: a key is missing, or a reward or a number that is observed is not finite; says where.
+    """
+    if missing := [key for key in keys if key not in observation]:
+        raise ExperienceError(f"the environment delivers no '{missing[0]}' but {', '.join(observation)}")
+    for name, value in (("reward", reward), *((key, observation[key]) for key in spec.vectors)):
+        if not np.isfinite(value).all():
+            i = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
+            raise ExperienceError(f"environment {i} delivers a '{name}' that is not finite at step {step}")
+
+
 class Collector:
     """Steps environments one by one, all together.
 
@@ -66,7 +82,7 @@ class Collector:
         self.keys = [*self.spec.observations, *(["state"] if self.spec.factors else [])]
         n = env.num_envs
         self.env_steps = self.episodes = self.lost_episodes = 0
-        self.returns: list[tuple[float, int]] = []  # return and length of episodes that ended since someone looked
+        self.returns: list[tuple[float, int]] = []  # return and steps of episodes that ended since someone looked
         self.memory: Any = None  # the policy's
         self.observation: Rows | None = None  # of the row to come, as are the next four
         self.reward, self.over, self.terminated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
@@ -84,7 +100,7 @@ class Collector:
         if self.observation is None:
             self.observation, _ = self.env.reset()
             self.memory = policy.initial_state(n)
-        self._check()
+        check_delivered(self.spec, self.keys, self.observation, self.reward, self.env_steps)
         action, self.memory, extras = policy.act(self.observation, self.is_first, self.memory)
         for i in range(n):
             row = {key: self.observation[key][i] for key in self.keys} | {
@@ -105,16 +121,6 @@ class Collector:
             if cause:
                 self._abandon(i)
 
-    def _check(self) -> None:
-        if missing := [key for key in self.keys if key not in self.observation]:
-            raise ExperienceError(f"the environment delivers no '{missing[0]}' but {', '.join(self.observation)}")
-        for name, value in (("reward", self.reward), *((key, self.observation[key]) for key in self.spec.vectors)):
-            if not np.isfinite(value).all():
-                i = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
-                raise ExperienceError(
-                    f"environment {i} delivers a '{name}' that is not finite at step {self.env_steps}"
-                )
-
     def _abandon(self, i: int) -> None:
         """The environment is no longer where its newest row was, which so becomes the last of its episode."""
         self.is_first[i], self.over[i], self.terminated[i], self.reward[i] = True, False, False, 0
@@ -125,7 +131,7 @@ class Collector:
 
     def _close(self, i: int) -> None:
         begin, end = int(self.begins[i]), self.replay.streams[i].count
-        self.returns.append((float(self.sums[i]), end - begin))
+        self.returns.append((float(self.sums[i]), end - begin - 1))  # the first row is no step
         self.episodes += 1
         self.begins[i], self.sums[i] = end, 0
         episode = self.replay.rows(i, begin, end)

@@ -63,18 +63,37 @@ class OnlineLoader:
         agent: acts.
         settings: sizes and ratio.
         writer: takes whole episodes; None keeps none.
+        draws: seed of the drawing, where it is not the settings' own, as on the second rank and after.
     """
 
-    def __init__(self, env: SideBySide, agent: Agent, settings: OnlineSettings, writer: ShardWriter | None) -> None:
+    def __init__(
+        self,
+        env: SideBySide,
+        agent: Agent,
+        settings: OnlineSettings,
+        writer: ShardWriter | None,
+        draws: np.random.SeedSequence | None = None,
+    ) -> None:
         self.env, self.agent, self.settings, self.writer = env, agent, settings, writer
+        self.written: dict[str, Any] | None = (
+            None  # what an earlier part of this run wrote, where this one writes nothing
+        )
         length = settings.clip_length + 1
         layout = row_layout(env.experience)
         block = min(1024, -(-settings.capacity // (8 * env.num_envs)))  # what is dropped at once is little of the whole
         self.replay = Replay(
-            layout, agent.latents, env.num_envs, length, settings.capacity, settings.online_queue, settings.seed, block
+            layout,
+            agent.latents,
+            env.num_envs,
+            length,
+            settings.capacity,
+            settings.online_queue,
+            settings.seed if draws is None else draws,
+            block,
         )
         self.collector = Collector(env, self.replay, self._keep)
         self.credit = 0.0
+        self.begun = False  # training: batches are earned from here on, whatever the replay drops
         self.batches = self.not_restored = 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._clock = deque([(time.perf_counter(), 0)], maxlen=SPEED_OVER)
@@ -102,7 +121,10 @@ class OnlineLoader:
         s = self.settings
         while self.credit < 1:
             self.collector.step(self.agent)
-            if self.replay.sequences >= s.start_after:
+            self.recent.extend(self.collector.returns)
+            self.collector.returns.clear()
+            self.begun = self.begun or self.replay.sequences >= s.start_after
+            if self.begun and self.replay.sequences:
                 self.credit += self.env.num_envs * s.train_ratio / (s.batch_size * s.clip_length)
         self.credit -= 1
         self.batches += 1
@@ -134,8 +156,6 @@ class OnlineLoader:
 
     def statistics(self) -> dict[str, float]:
         """What to log of this rank: environment steps and their rate over the last calls, episodes, the replay and its ratio."""
-        self.recent.extend(self.collector.returns)
-        self.collector.returns.clear()
         now, steps = time.perf_counter(), self.collector.env_steps
         before, steps_before = self._clock[0]
         self._clock.append((now, steps))
@@ -161,8 +181,9 @@ class OnlineLoader:
         return {
             "replay": self.replay.save(folder, tag),
             "collector": tensors_of(self.collector.state()),
-            "writer": self.writer.state() if self.writer is not None else None,
+            "writer": self.writer.state() if self.writer is not None else self.written,
             "credit": self.credit,
+            "begun": self.begun,
             "batches": self.batches,
             "recent": [list(pair) for pair in self.recent],
         }
@@ -178,7 +199,8 @@ class OnlineLoader:
             self.not_restored = self.collector.load(arrays_of(state["collector"]))
         except (KeyError, ValueError, IndexError) as error:
             raise ExperienceError(f"the checkpoint was made with other environments: {error}") from error
-        self.credit, self.batches = state["credit"], state["batches"]
+        self.credit, self.batches, self.begun = state["credit"], state["batches"], state["begun"]
+        self.written = state["writer"] if own else None
         self.recent.extend((total, length) for total, length in state["recent"])
         self._clock = deque([(time.perf_counter(), self.collector.env_steps)], maxlen=SPEED_OVER)
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.collector import SideBySide
+from datamodules.collector import SideBySide, check_delivered
 from datamodules.experience import Policy
 
 
 class PlayLoader:
-    """A batch per episode that ended: ``episode_return`` (1,), ``episode_length`` (1,) and, of the first ones, their
+    """A batch per episode that ended: ``episode_return`` (1,), ``episode_length`` (1,) in steps and, of the first ones, their
     pictures, ``frames`` (1,T,C,H,W) uint8: those it sees, or else those it draws (``render_mode: rgb_array``), if any.
 
     Each environment plays the same number of episodes: whoever takes the first n that end prefers short ones.
@@ -37,15 +37,17 @@ class PlayLoader:
         return self.each * self.env.num_envs
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        n, pictures = self.env.num_envs, self.env.experience.pictures
+        n, spec = self.env.num_envs, self.env.experience
+        shown = next((key for key in ("frames", *spec.pictures) if key in spec.pictures), None)
         played, total, length = np.zeros(n, int), np.zeros(n), np.zeros(n, int)
         frames: list[np.ndarray] = []
         observation, _ = self.env.reset()
         memory, is_first, over, reward = self.agent.initial_state(n), np.ones(n, bool), np.zeros(n, bool), np.zeros(n)
         while True:
-            total, length = total + reward, length + 1
+            total, length = total + reward, length + ~is_first
+            check_delivered(spec, tuple(spec.observations), observation, reward, int(length.max()))
             if played[0] < self.videos:
-                picture = observation[pictures[0]][0] if pictures else self.env.render()[0]
+                picture = observation[shown][0] if shown else self.env.render()[0]
                 frames += [] if picture is None else [picture]
             for i in np.flatnonzero(over & (played < self.each)):
                 episode = {"episode_return": torch.tensor([total[i]]), "episode_length": torch.tensor([length[i]])}

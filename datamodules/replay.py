@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ class ReplayDataModule(LightningDataModule):
                 raise ExperienceError(f"{name} is {value}, it must be at least {least}")
         if train_ratio <= 0:
             raise ExperienceError(f"train_ratio is {train_ratio}, it must be above 0")
+        if online_queue and train_ratio < 1 + 1 / clip_length:
+            raise ExperienceError(
+                f"train_ratio {train_ratio} is too low for online_queue: what is new alone would be more than is trained;"
+                " give online_queue false"
+            )
+        if test_videos > -(-test_episodes // num_envs):
+            raise ExperienceError(
+                f"test_videos is {test_videos}, but each of {num_envs} environments plays {-(-test_episodes // num_envs)}"
+                f" of {test_episodes} test_episodes, and one of them is filmed"
+            )
         self.env_id, self.env_args = env, dict(env_args or {})
         self.num_envs, self.processes, self.keep_episodes = num_envs, processes, keep_episodes
         self.test_episodes, self.test_videos = test_episodes, test_videos
@@ -129,14 +140,23 @@ class ReplayDataModule(LightningDataModule):
     def train_dataloader(self) -> OnlineLoader:
         """The environments are made here, and brought back to where the checkpoint left them."""
         state = self._my_part(self._resumed)
-        self._loader = OnlineLoader(self._environments(TRAIN), self._agent(TRAIN), self.settings, self._writer(state))
+        rank = self.trainer.global_rank
+        draws = np.random.SeedSequence(self.settings.seed, spawn_key=(rank,) if rank else ())
+        self._loader = OnlineLoader(
+            self._environments(TRAIN), self._agent(TRAIN), self.settings, self._writer(state), draws
+        )
         if state is not None:
-            source = Path(self.trainer.ckpt_path).parent.parent / self._named(REPLAY)
-            self._loader.load(state, source, self._goes_on_here())
-            self._saved = [state["replay"]] if self._goes_on_here() else []
+            self._loader.load(state, self._came_from(state) / self._named(REPLAY), self._goes_on_here(state))
+            self._saved = [state["replay"]] if self._goes_on_here(state) else []
             if lost := self._loader.not_restored:
                 rank_zero_warn(f"{lost} environments could not go back to their place and begin new episodes")
         self._resumed = None
+        rows, memory = self.settings.capacity, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if (full := rows * self._loader.replay.row_bytes) > memory:
+            rank_zero_warn(
+                f"capacity: {rows:,} rows will take {full / 1e9:.0f} GB if the run is long enough to fill them, and this"
+                f" machine has {memory / 1e9:.0f}"
+            )
         return self._loader
 
     def test_dataloader(self) -> PlayLoader:
@@ -177,11 +197,13 @@ class ReplayDataModule(LightningDataModule):
             return {}
         folder = self._folder()
         if folder is None:
-            raise ExperienceError("a run without a checkpoint folder cannot save its replay")
+            raise ExperienceError(
+                "this run has no folder for its replay: give the Trainer a logger, or lit_wm's StepCheckpoint"
+            )
         steps = self._loader.collector.env_steps  # two saves at one update, as after an exception, are two states
         tag = f"{self.trainer.global_step:08d}-{self._loader.batches}-{steps}"
         state = self._loader.state(folder / self._named(REPLAY), tag)
-        state |= {"env": self.env_id, "env_args": self.env_args}
+        state |= {"env": self.env_id, "env_args": self._played_args(), "folder": str(folder.resolve())}
         if [getattr(callback, "save_top_k", None) for callback in self.trainer.checkpoint_callbacks] == [1]:
             # one checkpoint, which may still be the one before; where others are kept, they need their files
             self._saved = [*self._saved, state["replay"]][-2:]
@@ -201,11 +223,16 @@ class ReplayDataModule(LightningDataModule):
                 f" {self.trainer.world_size}: resume with as many"
             )
         mine = state["ranks"][self.trainer.global_rank]
-        if (mine["env"], mine["env_args"]) != (self.env_id, self.env_args):
+        here = self._played_args()
+        if (mine["env"], mine["env_args"]) != (self.env_id, here):
             raise ExperienceError(
-                f"the checkpoint's replay is of {mine['env']} {mine['env_args']}, not of {self.env_id} {self.env_args}"
+                f"the checkpoint's replay is of {mine['env']} {mine['env_args']}, not of {self.env_id} {here}"
             )
         return mine
+
+    def _played_args(self) -> dict[str, Any]:
+        """Options of the environment but for how it is drawn for a video, which changes nothing that is played."""
+        return {name: value for name, value in self.env_args.items() if name != "render_mode"}
 
     def _of_all_ranks(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
         if self.trainer.world_size == 1:
@@ -217,14 +244,22 @@ class ReplayDataModule(LightningDataModule):
     # ---- where things are ----------------------------------------------------------------------------------------
 
     def _folder(self) -> Path | None:
-        """The run's folder, which the callback that keeps its checkpoints knows; None where there is none."""
+        """The run's folder: the callback that keeps its checkpoints knows it, or else the logger; None where there is none."""
         folders = (getattr(callback, "run_folder", None) for callback in self.trainer.checkpoint_callbacks)
-        return next((folder for folder in folders if folder is not None), None)
+        folder = next((folder for folder in folders if folder is not None), None)
+        if folder is None and self.trainer.loggers:
+            folder = self.trainer.log_dir
+        return None if folder is None else Path(folder)
 
-    def _goes_on_here(self) -> bool:
+    def _came_from(self, state: dict[str, Any]) -> Path:
+        """The folder of the run that a checkpoint is of: around it, also after a move, or else where it was written."""
+        around, written = Path(self.trainer.ckpt_path).resolve().parent.parent, Path(state["folder"])
+        return around if (around / self._named(REPLAY)).exists() or not written.exists() else written
+
+    def _goes_on_here(self, state: dict[str, Any]) -> bool:
         """Whether the checkpoint that is resumed is of this run's own folder."""
         folder = self._folder()
-        return folder is not None and Path(self.trainer.ckpt_path).resolve().parent.parent == folder.resolve()
+        return folder is not None and self._came_from(state) == folder.resolve()
 
     def _named(self, name: str) -> str:
         """A folder of this rank's own."""
@@ -242,9 +277,12 @@ class ReplayDataModule(LightningDataModule):
 
     def _writer(self, state: dict[str, Any] | None) -> ShardWriter | None:
         folder = self._folder()
-        if not self.keep_episodes or folder is None or self.trainer.fast_dev_run:
+        if not self.keep_episodes or self.trainer.fast_dev_run:
             return None
-        resume = state["writer"] if state is not None and self._goes_on_here() else None
+        if folder is None:
+            rank_zero_warn("keep_episodes: a run without logger and without checkpoints has no folder to keep them in")
+            return None
+        resume = state["writer"] if state is not None and self._goes_on_here(state) else None
         if resume is None and not list(folder.glob("checkpoints/*.ckpt")):
             forget(folder / self._named(EPISODES))  # of a run that was stopped before its first checkpoint
         return ShardWriter(

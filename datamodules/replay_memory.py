@@ -9,6 +9,7 @@ which training replaces by its own, newer one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections import deque
@@ -72,7 +73,7 @@ class Replay:
         length: int,
         capacity: int,
         online: bool = True,
-        seed: int = 0,
+        seed: int | np.random.SeedSequence = 0,
         block: int = 1024,
     ) -> None:
         self.layout, self.latent_layout = layout, latents
@@ -84,6 +85,14 @@ class Replay:
     def __len__(self) -> int:
         """Rows held."""
         return sum(stream.held for stream in self.streams)
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row and its latents."""
+        return sum(
+            np.dtype(dtype).itemsize * math.prod(shape)
+            for shape, dtype in (*self.layout.values(), *self.latent_layout.values())
+        )
 
     @property
     def sequences(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -190,8 +191,12 @@ class WorldModel(LightningModule):
         """All ranks begin with the same seed, for the same weights; what they draw in training is to differ."""
         if self.trainer.ckpt_path is not None:
             self._train_as_configured()
-        if world_size() > 1:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        if (
+            rank := self.trainer.global_rank
+        ):  # by a sum, the second rank of seed 0 would draw what the first of seed 1 draws
+            torch.manual_seed(
+                int(np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1, np.uint64)[0] >> 1)
+            )
 
     def _train_as_configured(self) -> None:
         """What the configuration says is what runs: the state of optimizer and schedule that a checkpoint brings holds the

@@ -1,6 +1,7 @@
 """A tiny Dreamer that learns online, and tells what it saw: shared by tests in this and in other processes.
 
-As a script, ``python tiny_online.py OUT STEPS PROCESSES DEVICES [KILL_AT]`` fits, from OUT's checkpoint if there is one, and appends to OUT/seen-RANK.jsonl.
+As a script, ``python tiny_online.py OUT STEPS PROCESSES DEVICES [KILL_AT]`` fits, from OUT's checkpoint if there is one, and
+appends to OUT/seen-RANK.jsonl. KILL_AT is an update, or ``write:N``: before the N-th file of the replay is in its place.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import tiny_routes
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from datamodules import replay_memory
 from datamodules.replay import ReplayDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.dreamer import DreamerModule
@@ -51,6 +54,7 @@ class Witness(Callback):
         seen = {
             "step": trainer.global_step,
             "batch": fingerprint(*(batch[key] for key in sorted(batch))),
+            "places": fingerprint(batch["stream"], batch["step"]),
             "loss": outputs["loss"].item(),
             "replay": replay_fingerprint(trainer.datamodule),
             "weights": fingerprint(*pl_module.state_dict().values()),
@@ -103,14 +107,30 @@ def fit(
     return model
 
 
+def die_writing(n: int) -> None:
+    """Kill this process, as ``kill -9`` does, when the n-th file of the replay has been written but not yet named."""
+    rename, left = os.replace, [n]
+
+    def replace(*paths):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(*paths)
+
+    replay_memory.os = SimpleNamespace(replace=replace, fsync=os.fsync)
+
+
 if __name__ == "__main__":
     folder, count, processes, devices, *kill = sys.argv[1:]
     last = Path(folder) / "checkpoints" / "last.ckpt"
+    kill_at = kill[0] if kill else ""
+    if kill_at.startswith("write:"):
+        die_writing(int(kill_at.removeprefix("write:")))
     fit(
         Path(folder),
         int(count),
         int(devices),
-        int(kill[0]) if kill else None,
+        int(kill_at) if kill_at.isdigit() else None,
         last if last.exists() else None,
         processes=int(processes),
     )

@@ -7,6 +7,7 @@ import io
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -38,14 +39,23 @@ class OpenLoopVideo(Callback):
         if length <= context:
             raise UserError(f"OpenLoopVideo: length {length} leaves nothing to imagine after a context of {context}")
         self.every_n_steps, self.context, self.clips, self.length = every_n_steps, context, clips, length
+        self._drawn = 0  # the last update that was drawn: with accumulated gradients several batches belong to one
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say at once that there will be nothing to see."""
+        if pl_module.action_space != "environment" or "frames" not in pl_module.spec.observations:
+            rank_zero_warn(
+                "OpenLoopVideo draws nothing: the model takes no actions, or the data holds no picture 'frames'"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
     ) -> None:
         """Draw and log, at each N-th update and from the first rank alone."""
-        due = trainer.global_step % self.every_n_steps == 0
+        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._drawn
         if not (due and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
             return
+        self._drawn = trainer.global_step
         if hasattr(trainer.datamodule, "newest"):
             played = trainer.datamodule.newest(self.clips, self.length)
             if played is None or played["is_first"].shape[1] <= self.context:

@@ -38,6 +38,9 @@ def lambda_returns(reward: Tensor, discount: Tensor, trace: Tensor, value: Tenso
     return torch.stack(returns[::-1], 1)
 
 
+RETURN_RATE = 0.01  # of the moving range of returns
+
+
 class ReturnNormalizer(nn.Module):
     """Running 5th and 95th percentile of returns; the scale is max(1, high - low). No debiasing: it starts at 0.
 
@@ -45,7 +48,7 @@ class ReturnNormalizer(nn.Module):
         rate: of the exponential moving average.
     """
 
-    def __init__(self, rate: float = 0.01) -> None:
+    def __init__(self, rate: float = RETURN_RATE) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("low", torch.zeros(()))

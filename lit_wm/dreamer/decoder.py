@@ -88,6 +88,7 @@ class Decoder(nn.Module):
             widths = [self.spec.observations[key][2] for key in self.spec.pictures]
             for key, x in zip(self.spec.pictures, predicted.split(widths, -1), strict=True):
                 target = split_phases(batch[key].flatten(0, 1))  # in bytes a quarter of joining what is predicted
+                x = x.to(torch.promote_types(x.dtype, torch.float32))
                 error = (x - target.to(x.dtype) / 255).square()
                 if self.foreground_weight:
                     # as many pictures on each rank are sure in training only
@@ -98,5 +99,6 @@ class Decoder(nn.Module):
             hidden = self.mlp(torch.cat([stoch.flatten(-2), deter], -1))  # stoch first, unlike the heads
             for key, layer in self.vectors.items():
                 target = symlog(batch[key]) if self.squash else batch[key]
-                losses[key] = (layer(hidden) - target).square().sum(-1)
+                x = layer(hidden)
+                losses[key] = (x.to(torch.promote_types(x.dtype, torch.float32)) - target).square().sum(-1)
         return losses

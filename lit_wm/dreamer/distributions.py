@@ -32,7 +32,8 @@ def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """
     middle = (len(bins) - 1) // 2
     p = logits.softmax(-1)
-    return (p[..., middle + 1 :] - p[..., :middle].flip(-1)) @ bins[middle + 1 :].to(p.dtype)
+    # a product of matrices, which this could be, would be rounded to 8 bits under bf16-mixed
+    return ((p[..., middle + 1 :] - p[..., :middle].flip(-1)) * bins[middle + 1 :].to(p.dtype)).sum(-1)
 
 
 def twohot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:

@@ -44,7 +44,10 @@ PHASES = torch.tensor(
 @cache
 def phases_like(device: torch.device, dtype: torch.dtype) -> Tensor:
     """``PHASES`` on a device, copied there once: every copy from the host makes a GPU wait."""
-    return PHASES.to(device, dtype)
+    with torch.inference_mode(
+        False
+    ):  # whoever asks first may be judging: kept as made there, it could never be trained with
+        return PHASES.to(device, dtype)
 
 
 def upsample_conv(x: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -15,6 +15,7 @@ from datamodules.experience import action_vectors, previous_actions
 from lit_wm.contract import Batch, State, repeat_samples
 from lit_wm.distributed import ema_update
 from lit_wm.dreamer.behavior import (
+    RETURN_RATE,
     BehaviorSettings,
     ReturnNormalizer,
     imagination_losses,
@@ -50,6 +51,7 @@ class DreamerModule(WorldModel):
         size_overrides: single widths that replace the preset's, for example ``{deter: 256}``.
         lr: learning rate.
         warmup_steps: updates over which it rises from 0; with 0 of them it is constant.
+        decay_steps: updates over which it falls to 0 at the end of the run, by a straight line; the paper's 0 leaves it.
         beta2: decay of LaProp's mean square of gradients. The reference's .999 remembers about a thousand updates.
         agc: adaptive gradient clipping factor.
         free_nats: KL below which neither term has a gradient.
@@ -149,6 +151,8 @@ class DreamerModule(WorldModel):
         self.rssm.compiled = self.hparams.compile and device == "cpu"
         if self.hparams.compile and device == "cuda" and self.trainer.accumulate_grad_batches > 1:
             raise UserError("compile and accumulate_grad_batches: a recorded update overwrites gradients, choose one")
+        # several batches that make one update move the range of returns as far as one does
+        self.normalizer.rate = RETURN_RATE / self.trainer.accumulate_grad_batches
 
     # ---- learning ------------------------------------------------------------------------------------------------
 
@@ -278,7 +282,7 @@ class DreamerModule(WorldModel):
             return 1.0
         if self.trainer.max_steps < self.hparams.decay_steps:
             raise UserError(
-                f"decay_steps is {self.hparams.decay_steps}: trainer.max_steps must say how long the run is, and be more"
+                f"decay_steps is {self.hparams.decay_steps}: trainer.max_steps must say how long the run is, and be no less"
             )
         return min(1.0, max(0.0, (self.trainer.max_steps - step) / self.hparams.decay_steps))
 

@@ -129,7 +129,7 @@ class RSSM(nn.Module):
             generator: the source of randomness.
         """
         batch, steps = is_first.shape
-        deter, stoch = self.initial(batch, tokens) if carry is None else carry
+        deter, stoch = self.initial(batch, self.hidden.bias) if carry is None else carry
         keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
         actions_bth = self.embed_actions(actions * keep)
         d = self.size.deter
@@ -137,7 +137,7 @@ class RSSM(nn.Module):
         from_tokens = F.linear(tokens, self.posterior_in.weight[:, d:], self.posterior_in.bias)
         noise = [None] * steps
         if sample:
-            noise = self.latents.noise((steps, batch), tokens, generator)
+            noise = self.latents.noise((steps, batch), deter, generator)
         deters, stochs, laws = [], [], []
         # one unbind: indexing [:, t] would have every step's backward clear and add a gradient of all steps
         per_step = zip(keep.unbind(1), actions_bth.unbind(1), from_tokens.unbind(1), noise, strict=True)
@@ -145,7 +145,7 @@ class RSSM(nn.Module):
             deter = self.core(deter * k, stoch * k.unsqueeze(-1), action, weights)
             hidden = self.posterior_norm(torch.addmm(token, deter, from_deter))
             q = self.latents.law(self.posterior_out(hidden))
-            stoch = self.latents.sample(q, noise_t).to(tokens.dtype)
+            stoch = self.latents.sample(q, noise_t).to(deter.dtype)
             deters.append(deter), stochs.append(stoch), laws.append(q)
         deter_btd = torch.stack(deters, 1)
         p = self.latents.law(self.prior(deter_btd))

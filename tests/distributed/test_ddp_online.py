@@ -26,6 +26,8 @@ def test_two_ranks_act_apart_learn_together_and_are_resumed(tmp_path):
             "of both ranks, 3 environments each"
         )
         assert one["weights"] == two["weights"] and one["batch"] != two["batch"] and one["replay"] != two["replay"]
+    drawn = [[entry["places"] for entry in rank] for rank in whole]
+    assert drawn[0] != drawn[1], "what is new comes from the same places on both, what is drawn at random does not"
     assert verify(tmp_path / "whole" / "episodes").data_hash != verify(tmp_path / "whole" / "episodes_rank1").data_hash
     run(tmp_path / "parts", 6)
     run(tmp_path / "parts", 9)

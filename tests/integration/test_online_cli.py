@@ -80,7 +80,7 @@ def test_fit_go_on_test_and_inspect(home, capsys):
     cli.main(["fit", "-c", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_steps", "8"])
     cli.main(["test", "-c", "tiny.yaml", "--ckpt_path", "last"])
     report = json.loads(Path("runs/tiny/evaluation.json").read_text())
-    assert report["episodes"] == 4 and report["lengths"] == [13] * 4 and report["updates"] == 8
+    assert report["episodes"] == 4 and report["lengths"] == [12] * 4 and report["updates"] == 8
     assert Path("runs/tiny/episode-0.gif").read_bytes().startswith(b"GIF89a")
     assert lit_wm.load("runs/tiny").route == "dreamer"
     cli.main(["inspect", "runs/tiny"])
@@ -112,6 +112,13 @@ def test_an_environment_that_dies_now_and_then_is_counted(home):
         ("Nowhere-v0", {}, [], "there is no environment 'Nowhere-v0'"),
         ("CartPole-v1", {}, ["--data.init_args.capacity", "5"], "capacity is 5"),
         ("CartPole-v1", {}, ["--data.init_args.ratio", "5"], "ratio"),
+        ("CartPole-v1", {}, ["--data.init_args.train_ratio", "1.1"], "train_ratio 1.1 is too low for online_queue"),
+        (
+            "CartPole-v1",
+            {},
+            ["--data.init_args.test_videos", "3"],
+            "test_videos is 3, but each of 2 environments plays 2",
+        ),
         ("sprites", {"size": 32}, ["--model.init_args.size_overrides.stages", "4"], "32x32 does not fit"),
         ("CartPole-v1", {}, ["--model.init_args.kl", "none"], "kl 'none' is not one of balanced, plain"),
     ],
@@ -122,6 +129,15 @@ def test_mistakes_are_one_line(home, capsys, env, env_args, words, said):
         cli.main(["fit", "-c", "bad.yaml", *words])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-wm: error")]
     assert stop.value.code == 2 and len(lines) == 1 and said in lines[0]
+
+
+def test_rewards_that_are_not_finite_are_no_return(home, capsys):
+    home("bad", "Broken-v0", how="not at all")
+    cli.main(["fit", "-c", "bad.yaml"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["test", "-c", "bad.yaml", "--ckpt_path", "last", "--data.init_args.env_args.how", "NaN reward"])
+    assert "delivers a 'reward' that is not finite at step 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["validate", "predict"])

@@ -1,9 +1,11 @@
 """Online Dreamer: killed at any moment and resumed, it goes on bit by bit; what it collected trains other runs."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import tiny_routes
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from datamodules.episodes import EpisodeDataModule
 from datamodules.experience import ExperienceError
@@ -28,7 +31,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kill_at", "processes"), [(4, 0), (11, 2), (32, 0)])
+@pytest.mark.parametrize(("kill_at", "processes"), [(4, 0), (11, 2), (22, 0), (32, 0)])  # 21 ends an epoch
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, processes):
     """Batches, losses, weights, the replay with its latents, environment steps and random numbers after every update."""
     killed = subprocess.run(
@@ -45,6 +48,47 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, proce
     assert tiny_online.seen(tmp_path) == expected[3 * ((kill_at - 1) // 3) :]
     for name in ("index.json", "train-000000.tar"):
         assert (tmp_path / "episodes" / name).read_bytes() == (whole / "episodes" / name).read_bytes()
+
+
+def resumed_equals(whole, folder):
+    """Go on from the last checkpoint, if any; what is seen from there on is what the uninterrupted run saw."""
+    last = folder / "checkpoints" / "last.ckpt"
+    (folder / "seen-0.jsonl").unlink(missing_ok=True)
+    tiny_online.fit(folder, 40, resume=last if last.exists() else None)
+    seen, expected = tiny_online.seen(folder), tiny_online.seen(whole)
+    assert len(seen) > 1 and seen == expected[-len(seen) :]
+    for name in ("index.json", "train-000000.tar"):
+        assert (folder / "episodes" / name).read_bytes() == (whole / "episodes" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(2))
+def test_killed_at_a_random_moment(whole, tmp_path, moment):
+    """Wherever it is: acting, learning, writing a checkpoint, or not yet begun."""
+    command = [sys.executable, tiny_online.__file__, str(tmp_path), "40", "0", "1"]
+    running = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    updates, after = random.randrange(1, 36), random.uniform(0, 0.1)
+    while running.poll() is None and len(lines_of(tmp_path / "seen-0.jsonl")) < updates:
+        time.sleep(0.005)
+    time.sleep(after)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL, f"killed {after:.3f} s after update {updates}"
+    resumed_equals(whole, tmp_path)
+
+
+def lines_of(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [1, 4, 9, 20])
+def test_killed_while_the_replay_is_written(whole, tmp_path, file):
+    command = [sys.executable, tiny_online.__file__, str(tmp_path), "40", "0", "1", f"write:{file}"]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resumed_equals(whole, tmp_path)
 
 
 def test_the_replay_was_bounded_and_its_files_are_those_of_the_last_two_checkpoints(whole):
@@ -142,7 +186,7 @@ def test_playing_whole_episodes(whole):
         ckpt_path=whole / "checkpoints" / "last.ckpt",
         verbose=False,
     )
-    assert 8 <= result["test/return"] == result["test/length"] - 1 <= 500
+    assert 8 <= result["test/return"] == result["test/length"] <= 500
     assert Path(whole / "checkpoints" / "last.ckpt").exists()
 
 
@@ -160,3 +204,56 @@ def test_checkpoints_of_ones_own_leave_the_run_its_folder_and_keep_their_replay(
         assert {
             name for stream in state["replay"]["streams"] for block in stream["blocks"] for name in block[:2]
         } <= there
+    # and each of them can be gone on with
+    tiny_online.fit(tmp_path / "run", 6, resume=tmp_path / "mine" / "checkpoints" / "step=4.ckpt")
+    tiny_online.fit(tmp_path / "other", 6, resume=tmp_path / "mine" / "checkpoints" / "step=4.ckpt")
+    first = [entry for entry in tiny_online.seen(tmp_path / "run") if entry["step"] in (5, 6)]
+    assert first[:2] == first[2:] == tiny_online.seen(tmp_path / "other")
+
+
+def test_with_a_trainers_defaults_the_replay_lies_beside_its_log(tmp_path):
+    def trained(steps, ckpt_path=None):
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, default_root_dir=tmp_path, enable_progress_bar=False,
+            enable_model_summary=False, logger=CSVLogger(tmp_path),
+            callbacks=[ModelCheckpoint(every_n_train_steps=2)],
+        )  # fmt: skip
+        data = tiny_online.data_module()
+        torch.manual_seed(0)
+        trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data, ckpt_path=ckpt_path)
+        return trainer
+
+    first = trained(20)
+    run = Path(first.log_dir)
+    assert list((run / "replay").glob("rows-*")) and (run / "episodes" / "index.json").exists()
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    assert trained(22, checkpoint).global_step == 22
+
+
+def test_a_run_without_any_folder_says_so(tmp_path):
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=False, callbacks=[ModelCheckpoint(tmp_path, every_n_train_steps=1)],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = tiny_online.data_module()
+    with (
+        pytest.warns(UserWarning, match="has no folder to keep them in"),
+        pytest.raises(ExperienceError, match="no folder for its replay: give the Trainer a logger"),
+    ):
+        trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
+
+
+def test_episodes_may_be_kept_again_after_a_part_that_kept_none(tmp_path):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    tiny_online.fit(tmp_path, 9)
+    before = len(list(iter_episodes(tmp_path / "episodes")))
+    tiny_online.fit(tmp_path, 15, resume=last, keep_episodes=False)
+    tiny_online.fit(tmp_path, 40, resume=last)
+    assert len(list(iter_episodes(tmp_path / "episodes"))) > before > 0
+
+
+def test_how_a_task_is_drawn_is_no_other_task(tmp_path):
+    tiny_online.fit(tmp_path, 3)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    tiny_online.fit(tmp_path, 6, resume=last, env_args={"render_mode": "rgb_array"})
+    assert tiny_online.seen(tmp_path)[-1]["step"] == 6

@@ -63,7 +63,7 @@ def collected(steps, n=2, **options):
 
 def test_rows_and_episodes_are_in_the_contracts_alignment():
     collector, replay, episodes = collected(12)
-    assert collector.env_steps == 24 and len(episodes) == 4 and [n for _, n in collector.returns] == [5] * 4
+    assert collector.env_steps == 24 and len(episodes) == 4 and [n for _, n in collector.returns] == [4] * 4
     for episode in episodes:
         assert check_episode(episode, SPEC) == 5
         np.testing.assert_array_equal(episode["vector"][1:, 1], episode["action"][:-1])  # what was done, one row before

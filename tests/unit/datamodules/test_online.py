@@ -4,7 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tiny_routes
 import torch
+from lightning import Trainer
 from test_collector import SPEC, Counter, Cycle
 
 from datamodules.envs.registry import environment_seeds, vector_env
@@ -119,6 +121,17 @@ def test_a_state_of_other_environments_is_refused(tmp_path):
         loader(n=3).load(state, tmp_path, own=True)
 
 
+def test_the_ratio_is_kept_where_the_replay_is_as_small_as_may_be():
+    """Dropping a block takes it below what training was to begin with; it has begun."""
+    settings = {"train_ratio": 8.0, "batch_size": 7, "clip_length": 8, "start_after": 56, "capacity": 65}
+    online = loader(1, **settings)
+    online.next_batch()
+    began = online.collector.env_steps
+    for _ in range(200):
+        online.next_batch()
+    assert 200 * 56 / (online.collector.env_steps - began) == pytest.approx(8, rel=0.02)
+
+
 def test_the_newest_rows_are_of_one_episode_each_and_nothing_is_drawn():
     online = loader(3)
     assert online.newest(2, 4) is None
@@ -152,7 +165,7 @@ def test_arrays_survive_as_tensors():
 def test_each_environment_plays_the_same_number_of_whole_episodes():
     env = SturdyVectorEnv([partial(Counter)] * 3, environment_seeds(0, 3))
     played = list(PlayLoader(env, Agent(), episodes=7, videos=1))
-    assert len(played) == 9 and all(int(episode["episode_length"]) == 5 for episode in played)
+    assert len(played) == 9 and all(int(episode["episode_length"]) == 4 for episode in played)
     assert all(float(episode["episode_return"]) in (3, 4, 5) for episode in played)  # of 1 2 0 1 2 0 ..., four in a row
 
 
@@ -210,6 +223,18 @@ def test_an_episode_that_dies_does_not_count():
 def test_what_cannot_work_is_refused_when_it_is_made(options, message):
     with pytest.raises(ExperienceError, match=message):
         ReplayDataModule(**options)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_capacity_beyond_the_machine_is_said(tmp_path):
+    data = ReplayDataModule(
+        env="CartPole-v1", num_envs=2, batch_size=2, clip_length=3, capacity=10**13, keep_episodes=False
+    )
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.warns(UserWarning, match=r"capacity: 10,000,000,000,000 rows will take [\d]+ GB"):
+        trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
 
 
 def test_it_describes_itself_to_the_model():

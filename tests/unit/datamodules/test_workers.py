@@ -92,12 +92,25 @@ def test_one_that_dies_is_made_anew_and_counted_and_the_others_go_on(processes, 
     env.close()
 
 
-def test_too_many_deaths_are_an_error():
-    env = SturdyVectorEnv([partial(Counter, dies_at=1)] * 4, environment_seeds(3, 4), most_deaths=3)
+class Mortal(Counter):
+    def step(self, action):
+        raise RuntimeError("the simulator exploded")
+
+
+def test_too_many_deaths_before_an_episode_ends_are_an_error():
+    env = SturdyVectorEnv([Mortal] * 4, environment_seeds(3, 4), most_deaths=3)
     env.reset()
-    with pytest.raises(ExperienceError, match=r"died \d+ times, the last one of: RuntimeError: the simulator exploded"):
+    with pytest.raises(ExperienceError, match="died 8 times before any episode ended, the last one of: RuntimeError"):
         for _ in range(50):
             env.step(np.zeros(4, int))
+
+
+def test_deaths_between_episodes_that_end_are_counted_and_survived():
+    env = SturdyVectorEnv([partial(Counter, dies_at=1)] * 4, environment_seeds(3, 4), most_deaths=3)
+    env.reset()
+    for _ in range(200):
+        env.step(np.zeros(4, int))
+    assert env.deaths > 20
 
 
 def test_a_past_that_goes_otherwise_this_time_begins_another_episode():

@@ -68,6 +68,26 @@ def test_clips_that_are_all_context_are_refused():
         OpenLoopVideo(length=5)
 
 
+def test_each_update_is_drawn_once_and_none_before_the_first(tmp_path):
+    data = ReplayDataModule(
+        env="sprites", num_envs=2, batch_size=2, clip_length=2, start_after=20, capacity=500, keep_episodes=False
+    )
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=TensorBoardLogger(str(tmp_path), "run", ""), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=3,
+        callbacks=[OpenLoopVideo(1, context=3, clips=2, length=7)],
+    )  # fmt: skip
+    trainer.fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("open_loop/truth_prediction_error")] == [1, 2]
+
+
+def test_a_run_that_has_nothing_to_draw_says_so():
+    with pytest.warns(UserWarning, match="OpenLoopVideo draws nothing"):
+        OpenLoopVideo().on_fit_start(None, tiny_routes.tiny("genie", SPEC))
+
+
 def test_tensorboard_receives_it_while_an_agent_learns(tmp_path):
     data = ReplayDataModule(
         env="sprites", num_envs=2, batch_size=2, clip_length=2, start_after=20, capacity=500, keep_episodes=False

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_reference import MODULES, Reference
+from golden_reference import MODULES, Losses, Reference, since_reset, watch
 from torch import Tensor
 
 from lit_wm.dreamer import behavior, module
@@ -81,21 +81,8 @@ def tolerance(path: str, dtype: torch.dtype) -> float:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def watch(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[tuple, Any]]:
-    """(arguments, result) of every call of a function or method, while it goes on working."""
-    calls, original = [], getattr(owner, name)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        calls.append((args, result))
-        return result
-
-    patch.setattr(owner, name, watched)
-    return calls
-
-
-def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """One evaluation of all losses, which moves the return normaliser: its golden numbers, and the terms themselves.
+def forward(reference: Reference) -> tuple[dict[str, Any], Losses]:
+    """One evaluation of all losses, which moves the return normaliser: its golden numbers, and the losses themselves.
 
     What the losses are made of is read off where the module computes it, not computed anew; only the heads are asked
     again what they predict.
@@ -112,7 +99,7 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
         chosen = watch(patch, model.actor, "log_prob_and_entropy")
         value_terms = watch(patch, model.critic, "loss")
         replayed = watch(patch, module, "replay_value_loss")
-        terms = reference.losses()
+        losses = reference.losses()
     with torch.no_grad():
         post, normalizer = filtered[0][1], model.normalizer
         logits = {
@@ -123,10 +110,11 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
         decoded = {"image": pictures, "vector": vector[0][1]}
         found = {
             "world_model": world_model_numbers(reference, tokens[0][1], post, logits, decoded),
-            "loss_terms_unscaled": {name: value.mean() for name, value in terms.items()},
-            "total_scaled_loss": reference.total(terms),
+            "loss_terms_unscaled": {name: value.mean() for name, value in losses.terms.items()},
+            "loss_terms_scaled": losses.scaled,
+            "total_scaled_loss": losses.total,
             "imagination": imagination_numbers(
-                reference, dreamt[0][1], returns[0][1], chosen[0][1], value_terms[0][1], terms
+                reference, dreamt[0][1], returns[0][1], chosen[0][1], value_terms[0][1], losses.terms
             ),
             "replay_value": {"ret": returns[1][1], "boot": replayed[0][0][1]},
             "retnorm_after_update": {
@@ -136,7 +124,20 @@ def forward(reference: Reference) -> tuple[dict[str, Any], dict[str, Tensor]]:
             },
             "dyn_entropy": {"prior": entropy(post.p).mean(), "posterior": entropy(post.q).mean()},
         }
-    return found, terms
+    return found, losses
+
+
+def recording(reference: Reference) -> dict[str, Any]:
+    """The posterior of an offline clip, from its first reset on."""
+    with torch.no_grad():
+        post = reference.model.filter(reference.recording)
+    seen = since_reset(reference.recording["is_first"])
+    return {
+        "recording_since_reset": {
+            "kl_before_free_bits": categorical_kl(post.q, post.p)[seen],
+            "posterior_argmax": post.stoch.argmax(-1)[seen],
+        }
+    }
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -239,10 +240,10 @@ def norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([x.detach().norm() for x in tensors]).norm() if tensors else torch.zeros(())
 
 
-def gradients(reference: Reference, terms: dict[str, Tensor]) -> dict[str, Any]:
+def gradients(reference: Reference, losses: Losses) -> dict[str, Any]:
     """Of the scaled total, before any clipping: by tensor, by module and of all."""
     reference.model.zero_grad()
-    reference.total(terms).backward(retain_graph=True)
+    losses.total.backward(retain_graph=True)
     tensors = {name: reference.model.get_parameter(mine).grad for name, mine in reference.names.items()}
     tensors = {name: x for name, x in tensors.items() if x is not None}
     return {
@@ -253,14 +254,14 @@ def gradients(reference: Reference, terms: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def gradients_by_term(reference: Reference, terms: dict[str, Tensor]) -> dict[str, Any]:
+def gradients_by_term(reference: Reference, losses: Losses) -> dict[str, Any]:
     """Of each term alone, by module: where gradients may flow, and where not at all."""
 
     def flowing(term: Tensor, key: str) -> list[Tensor]:
         found = torch.autograd.grad(term.mean(), reference.parameters(key), retain_graph=True, allow_unused=True)
         return [x for x in found if x is not None]
 
-    found = {name: {key: norm(flowing(term, key)) for key in MODULES} for name, term in terms.items()}
+    found = {name: {key: norm(flowing(term, key)) for key in MODULES} for name, term in losses.terms.items()}
     return {"grad_norm_per_term_and_module_unscaled": found}
 
 
@@ -289,7 +290,7 @@ def one_update(reference: Reference, optimizer: Any, schedule: Any) -> dict[str,
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = reference.total(reference.losses())
+        loss = reference.losses().total
         loss.backward()
         numbers["loss_seen_by_this_update"] = loss.detach()
         gradients = [p.grad for key in MODULES for p in reference.parameters(key)]
@@ -306,10 +307,10 @@ def one_update(reference: Reference, optimizer: Any, schedule: Any) -> dict[str,
     numbers["retnorm_after"] = {"lo": model.normalizer.low.item(), "hi": model.normalizer.high.item()}
     model.eval()  # freezes the return normaliser
     with torch.no_grad():
-        terms = reference.losses()
+        losses = reference.losses()
     model.train()
-    numbers["total_loss_reevaluated_no_retnorm_update"] = reference.total(terms)
-    numbers["loss_terms_reevaluated"] = {name: value.mean() for name, value in terms.items()}
+    numbers["total_loss_reevaluated_no_retnorm_update"] = losses.total
+    numbers["loss_terms_reevaluated"] = {name: value.mean() for name, value in losses.terms.items()}
     return numbers
 
 

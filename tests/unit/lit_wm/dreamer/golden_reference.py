@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.experience import ActionSpace, ExperienceSpec, action_vectors
+from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.dreamer import DreamerModule
 from lit_wm.dreamer.distributions import twohot_bins
-from lit_wm.dreamer.rssm import Posterior
+from lit_wm.dreamer.module import after_context
 
-FOLDER = Path(__file__).parents[5] / "shared" / "golden"
+FOLDER = Path(__file__).parents[3] / "data" / "dreamer"
 GOLDEN = FOLDER / "dreamer.json"
 GOLDEN_FUNCTIONS = FOLDER / "dreamer_functions.json"
-NOT_AT_HAND = "golden numbers not at hand"
 
 # The reference's modules -> ours.
 MODULES = {
@@ -87,23 +88,60 @@ def fill(name: str, shape: tuple[int, ...] | list[int], scale: float) -> np.ndar
     return (seeded(name).randn(*shape) * scale).astype(np.float32)
 
 
+def watch(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[tuple, Any]]:
+    """(arguments, result) of every call of a function or method, while it goes on working."""
+    calls, original = [], getattr(owner, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        calls.append((args, result))
+        return result
+
+    patch.setattr(owner, name, watched)
+    return calls
+
+
+def since_reset(is_first: Tensor) -> Tensor:
+    """(B,T) bool: where the state no longer depends on what came before the clip."""
+    return is_first.cumsum(1) > 0
+
+
+@dataclass
+class Losses:
+    """What one call of ``DreamerModule.losses`` computes, under the reference's names.
+
+    Attributes:
+        terms: (B,T) or (N,H), before the module takes their mean and scales it.
+        scaled: the scalars that the module returns, whose sum is minimised.
+    """
+
+    terms: dict[str, Tensor]
+    scaled: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack(list(self.scaled.values())).sum()
+
+
 class Reference:
-    """The model and batch of ``dreamer.json``.
+    """The model and batch of ``dreamer.json``; the model's every sample is a mode.
 
     Args:
         dtype: that everything is computed in; weights and inputs are the same float32 numbers in both.
         options: of the module, beside the file's own widths; the defaults are the reference's.
 
     Attributes:
-        run: the golden numbers (always the float64 column, also for a float32 model).
+        run: the golden numbers (always the float64 column, also for a float32 model), and two sections made of them: the
+            scaled terms, and the posterior where a recording gives it too, which has no state to begin from.
         filled: the reference's name -> tensor, in the reference's layout.
         names: the reference's name of every tensor -> ours.
-        previous: (B,T,A) the action before each step; ``carry`` the state before the first.
+        batch: as the replay gives it, a context row with its stored latents before the trained ones.
+        recording: the trained rows alone, as an offline clip.
     """
 
     def __init__(self, dtype: torch.dtype, **options: Any) -> None:
         self.golden = json.loads(GOLDEN.read_text())
-        self.config, self.run, self.dtype = self.golden["config"], self.golden["runs"]["argmax"]["float64"], dtype
+        self.config, self.dtype = self.golden["config"], dtype
         c = self.config
         spec = ExperienceSpec({"image": c["image"], "vector": (c["vector"],)}, ActionSpace("discrete", (5,)))
         widths = {key: c[key] for key in ("deter", "hidden", "classes", "units", "stoch")} | {"depth": c["cnn_depth"]}
@@ -116,8 +154,11 @@ class Reference:
         self.names = {name: self._load(name, value) for name, value in self.filled.items()}
         self.model.normalizer.low.fill_(c["retnorm_start"]["lo"])
         self.model.normalizer.high.fill_(c["retnorm_start"]["hi"])
+        self._take_modes()
         self.raw = self._rows()
-        self.batch, self.previous, self.carry = self._data()
+        self.batch = self._replayed()
+        self.recording = after_context(self.batch)
+        self.run = self._golden_numbers()
 
     def parameters(self, module: str) -> list[nn.Parameter]:
         """Ours, of the reference's module ``enc``, ``dyn``, ... or ``slowval``."""
@@ -169,29 +210,40 @@ class Reference:
                 rows[key][row, step + 1] = True
         return rows
 
-    def _data(self) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    def _replayed(self) -> dict[str, Tensor]:
         rows = {key: torch.from_numpy(value) for key, value in self.raw.items()}
-        batch = {key: rows[key][:, 1:].to(self.dtype) for key in ("vector", "reward")}
-        batch |= {key: rows[key][:, 1:] for key in ("is_first", "is_last", "is_terminal")}
-        batch["image"] = rows["image"][:, 1:].to(torch.uint8).permute(0, 1, 4, 2, 3)
-        action = rows["action"][:, :-1]
-        previous = action_vectors(action, torch.zeros_like(action, dtype=torch.bool), self.model.spec.action)
-        carry = (rows["dyn/deter"][:, 0].to(self.dtype), rows["dyn/stoch"][:, 0].to(self.dtype))
-        return batch, previous.to(self.dtype), carry
+        batch = {key: rows[key].to(self.dtype) for key in ("vector", "reward")}
+        batch |= {key: rows[key] for key in ("action", "is_first", "is_last", "is_terminal")}
+        batch["image"] = rows["image"].to(torch.uint8).permute(0, 1, 4, 2, 3)
+        batch["latent_deter"] = rows["dyn/deter"][:, 0].to(self.dtype)
+        return batch | {"latent_stoch": rows["dyn/stoch"][:, 0].argmax(-1).to(torch.int16)}
 
-    def posterior(self) -> Posterior:
-        """Every sample a mode."""
-        tokens = self.model.encoder(self.batch)
-        return self.model.rssm.observe(tokens, self.previous, self.batch["is_first"], self.carry, sample=False)
+    def _take_modes(self) -> None:
+        """The module samples when it trains; the reference was made deterministic, see its rules."""
+        latents, actor = self.model.rssm.latents, self.model.actor
+        sample, act = latents.sample, actor.sample
+        latents.sample = lambda law, noise: sample(law, None)
+        actor.sample = lambda parameters, generator=None, mode=False: act(parameters, mode=True)
 
-    def losses(self) -> dict[str, Tensor]:
-        """(B,T) or (N,H) terms under the reference's names, every sample a mode."""
-        post = self.posterior()
-        losses = self.model.world_model_losses(post, self.batch)
-        losses |= self.model.behavior_losses(post, self.batch, sample=False)[0]
-        return {name.removeprefix("rec_"): value for name, value in losses.items()}
+    def _golden_numbers(self) -> dict[str, Any]:
+        run, scales = self.golden["runs"]["argmax"]["float64"], self.config["scales"]
+        seen, posterior = since_reset(self.recording["is_first"]), run["world_model"]
+        return run | {
+            "loss_terms_scaled": {name: scales[name] * term for name, term in run["loss_terms_unscaled"].items()},
+            "recording_since_reset": {
+                "kl_before_free_bits": np.asarray(posterior["kl_before_free_bits"])[seen],
+                "posterior_argmax": np.asarray(posterior["posterior_argmax_all"])[seen],
+            },
+        }
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The scaled sum that is minimised, by the model's own scales."""
-        scales = {name: self.model.scales.get(name, self.model.scales["rec"]) for name in losses}
-        return sum(scales[name] * value.mean() for name, value in losses.items())
+    def losses(self) -> Losses:
+        """Of the module's own path, from the replay's batch to what is minimised."""
+        with pytest.MonkeyPatch.context() as patch:
+            world_model = watch(patch, self.model, "world_model_losses")
+            behavior = watch(patch, self.model, "behavior_losses")
+            scaled = self.model.losses(self.batch)
+        terms = world_model[0][1] | behavior[0][1][0]
+        return Losses(
+            {name.removeprefix("rec_"): value for name, value in terms.items()},
+            {name.removeprefix("rec_"): value for name, value in scaled.items() if not name.startswith("_")},
+        )

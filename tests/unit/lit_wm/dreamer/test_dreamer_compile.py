@@ -4,10 +4,14 @@ import copy
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from test_dreamer_module import PIXELS, batch_of, small
+from torch.utils.data import DataLoader
 
 from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.dreamer import rssm
 from lit_wm.dreamer.capture import AsTensors, CapturedUpdate
+from lit_wm.errors import UserError
 
 VECTOR = ExperienceSpec({"vector": (5,)}, ActionSpace("continuous", (2,)))
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -34,6 +38,54 @@ def test_on_a_cpu_the_compiled_recurrence_gives_the_same_losses_and_gradients():
     with torch.no_grad():
         moved.rssm.hidden.weight.mul_(2)
     assert not torch.equal(moved.losses(batch)["dyn"], compiled.losses(batch)["dyn"]), "a copy has weights of its own"
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(outputs["loss"].item())
+
+
+def quiet(**options):
+    quietly = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", devices=1, logger=False, **(quietly | options))
+
+
+def test_compile_reaches_the_recurrence_of_a_fit(monkeypatch):
+    """What is compiled is stood in for by itself, so that nothing but its use is tested here."""
+    taken = []
+
+    def counted():
+        taken.append(1)
+        return rssm.RSSM.recurrence
+
+    monkeypatch.setattr(rssm, "compiled_recurrence", counted)
+    seen, steps, horizon = {}, 6, 3
+    for compile in (True, False):
+        losses, model = Losses(), small(VECTOR, imagination_length=horizon, compile=compile)
+        batches = DataLoader([batch_of(VECTOR, t=steps, seed=i) for i in range(2)], batch_size=None)
+        quiet(max_steps=2, callbacks=[losses]).fit(model, batches)
+        assert model.rssm.compiled == compile
+        assert len(taken) == 2 * (steps + horizon), "of the compiled fit, all steps of both updates; of the other, none"
+        seen[compile] = losses.seen
+    assert len(seen[True]) == 2 and seen[True] == seen[False]
+
+
+@pytest.mark.parametrize(("device", "batches", "refused"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)])
+def test_a_recorded_update_does_not_accumulate_gradients(monkeypatch, device, batches, refused):
+    trainer = quiet(accumulate_grad_batches=batches)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device(device))
+    plain, compiled = small(VECTOR), small(VECTOR, compile=True)
+    plain.trainer = compiled.trainer = trainer
+    plain.configure_model()
+    if refused:
+        with pytest.raises(UserError, match="accumulate_grad_batches"):
+            compiled.configure_model()
+    else:
+        compiled.configure_model()
+    assert compiled.rssm.compiled == (device == "cpu") and not plain.rssm.compiled
 
 
 @pytest.mark.parametrize("spec", [PIXELS, VECTOR])

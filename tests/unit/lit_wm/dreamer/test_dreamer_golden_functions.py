@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_reference import GOLDEN_FUNCTIONS, NOT_AT_HAND, fill
+from golden_reference import GOLDEN_FUNCTIONS, fill
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.experience import ActionSpace, ExperienceSpec
@@ -24,7 +24,6 @@ from lit_wm.dreamer.distributions import (
 from lit_wm.dreamer.layers import BlockLinear, RMSNorm
 from lit_wm.optim.laprop import LaProp
 
-pytestmark = pytest.mark.skipif(not GOLDEN_FUNCTIONS.exists(), reason=NOT_AT_HAND)
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-5}  # the file has 12 digits
 

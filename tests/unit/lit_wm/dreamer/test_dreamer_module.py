@@ -307,3 +307,15 @@ def test_the_recurrent_core_equals_its_plain_form_with_gradients():
     weight = torch.randn(n, d, dtype=torch.float64)
     found = torch.autograd.grad((model.core(*inputs) * weight).sum(), learned)
     torch.testing.assert_close(found, torch.autograd.grad((plain() * weight).sum(), learned))
+
+
+def test_accumulated_batches_move_the_range_of_returns_as_far_as_one():
+    from lightning import Trainer
+
+    model = small(PIXELS)
+    for batches in (1, 4):
+        model.trainer = Trainer(
+            accelerator="cpu", accumulate_grad_batches=batches, logger=False, enable_checkpointing=False
+        )
+        model.configure_model()
+        assert model.normalizer.rate == 0.01 / batches
