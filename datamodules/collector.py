@@ -167,7 +167,7 @@ class Collector:
         for name in (*self.ARRAYS, *self.COUNTS, "observation", "memory"):
             setattr(self, name, state[name])
         self.returns = [(total, length) for total, length in state["returns"]]
-        self.env.deaths = state["deaths"]
+        self.env.deaths = state.get("deaths", 0)
         if self.observation is None:
             return 0
         seen = [{key: value[i] for key, value in self.observation.items()} for i in range(self.env.num_envs)]

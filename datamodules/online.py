@@ -62,7 +62,6 @@ class OnlineLoader:
         env: the environments.
         agent: acts.
         settings: sizes and ratio.
-        writer: takes whole episodes; None keeps none.
         draws: seed of the drawing, where it is not the settings' own, as on the second rank and after.
     """
 
@@ -71,10 +70,12 @@ class OnlineLoader:
         env: SideBySide,
         agent: Agent,
         settings: OnlineSettings,
-        writer: ShardWriter | None,
         draws: np.random.SeedSequence | None = None,
     ) -> None:
-        self.env, self.agent, self.settings, self.writer = env, agent, settings, writer
+        self.env, self.agent, self.settings = env, agent, settings
+        self.writer: ShardWriter | None = (
+            None  # takes whole episodes; given once it is known from where this run goes on
+        )
         self.written: dict[str, Any] | None = (
             None  # what an earlier part of this run wrote, where this one writes nothing
         )
@@ -199,7 +200,8 @@ class OnlineLoader:
             self.not_restored = self.collector.load(arrays_of(state["collector"]))
         except (KeyError, ValueError, IndexError) as error:
             raise ExperienceError(f"the checkpoint was made with other environments: {error}") from error
-        self.credit, self.batches, self.begun = state["credit"], state["batches"], state["begun"]
+        self.credit, self.batches = state["credit"], state["batches"]
+        self.begun = state.get("begun", self.batches > 0)
         self.written = state["writer"] if own else None
         self.recent.extend((total, length) for total, length in state["recent"])
         self._clock = deque([(time.perf_counter(), self.collector.env_steps)], maxlen=SPEED_OVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class ReplayDataModule(LightningDataModule):
                 raise ExperienceError(f"{name} is {value}, it must be at least {least}")
         if train_ratio <= 0:
             raise ExperienceError(f"train_ratio is {train_ratio}, it must be above 0")
-        if online_queue and train_ratio < 1 + 1 / clip_length:
+        if online_queue and train_ratio < clip_length / (clip_length + 1):
             raise ExperienceError(
                 f"train_ratio {train_ratio} is too low for online_queue: what is new alone would be more than is trained;"
                 " give online_queue false"
@@ -114,6 +115,7 @@ class ReplayDataModule(LightningDataModule):
         self._player: PlayLoader | None = None
         self._resumed: dict[str, Any] | None = None
         self._saved: list[dict[str, Any]] = []  # replay states whose files a checkpoint may still need
+        self._mark = secrets.token_hex(4)  # in the names of files, so that no run takes another's for its own
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -142,14 +144,13 @@ class ReplayDataModule(LightningDataModule):
         state = self._my_part(self._resumed)
         rank = self.trainer.global_rank
         draws = np.random.SeedSequence(self.settings.seed, spawn_key=(rank,) if rank else ())
-        self._loader = OnlineLoader(
-            self._environments(TRAIN), self._agent(TRAIN), self.settings, self._writer(state), draws
-        )
+        self._loader = OnlineLoader(self._environments(TRAIN), self._agent(TRAIN), self.settings, draws)
         if state is not None:
             self._loader.load(state, self._came_from(state) / self._named(REPLAY), self._goes_on_here(state))
             self._saved = [state["replay"]] if self._goes_on_here(state) else []
             if lost := self._loader.not_restored:
                 rank_zero_warn(f"{lost} environments could not go back to their place and begin new episodes")
+        self._loader.writer = self._writer(state)  # after the replay is known to be whole: it cuts off what came later
         self._resumed = None
         rows, memory = self.settings.capacity, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if (full := rows * self._loader.replay.row_bytes) > memory:
@@ -201,11 +202,10 @@ class ReplayDataModule(LightningDataModule):
                 "this run has no folder for its replay: give the Trainer a logger, or lit_wm's StepCheckpoint"
             )
         steps = self._loader.collector.env_steps  # two saves at one update, as after an exception, are two states
-        tag = f"{self.trainer.global_step:08d}-{self._loader.batches}-{steps}"
+        tag = f"{self.trainer.global_step:08d}-{self._loader.batches}-{steps}-{self._mark}"
         state = self._loader.state(folder / self._named(REPLAY), tag)
         state |= {"env": self.env_id, "env_args": self._played_args(), "folder": str(folder.resolve())}
-        if [getattr(callback, "save_top_k", None) for callback in self.trainer.checkpoint_callbacks] == [1]:
-            # one checkpoint, which may still be the one before; where others are kept, they need their files
+        if self._keeps_one(folder):  # which may still be the one before; where others are kept, they need their files
             self._saved = [*self._saved, state["replay"]][-2:]
             Replay.tidy(folder / self._named(REPLAY), self._saved)
         return {"ranks": self._of_all_ranks(state)}
@@ -224,15 +224,16 @@ class ReplayDataModule(LightningDataModule):
             )
         mine = state["ranks"][self.trainer.global_rank]
         here = self._played_args()
-        if (mine["env"], mine["env_args"]) != (self.env_id, here):
+        if (mine["env"], self._played_args(mine["env_args"])) != (self.env_id, here):
             raise ExperienceError(
                 f"the checkpoint's replay is of {mine['env']} {mine['env_args']}, not of {self.env_id} {here}"
             )
         return mine
 
-    def _played_args(self) -> dict[str, Any]:
+    def _played_args(self, args: dict[str, Any] | None = None) -> dict[str, Any]:
         """Options of the environment but for how it is drawn for a video, which changes nothing that is played."""
-        return {name: value for name, value in self.env_args.items() if name != "render_mode"}
+        args = self.env_args if args is None else args
+        return {name: value for name, value in args.items() if name != "render_mode"}
 
     def _of_all_ranks(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
         if self.trainer.world_size == 1:
@@ -244,17 +245,40 @@ class ReplayDataModule(LightningDataModule):
     # ---- where things are ----------------------------------------------------------------------------------------
 
     def _folder(self) -> Path | None:
-        """The run's folder: the callback that keeps its checkpoints knows it, or else the logger; None where there is none."""
+        """The run's folder: where the callback that keeps its checkpoints, or else the logger, puts what is the run's alone;
+        None where there is none."""
+        if (own := self._own_folder()) is not None:
+            return own
+        for callback in self.trainer.checkpoint_callbacks:
+            if callback.dirpath and Path(callback.dirpath).name == "checkpoints":
+                return Path(callback.dirpath).parent
+        logger = self.trainer.logger
+        if logger is None or not logger.save_dir or logger.version in (None, ""):
+            return None
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.save_dir, str(logger.name or ""), version)
+
+    def _own_folder(self) -> Path | None:
+        """The folder that lit_wm's StepCheckpoint gives a run, where nobody else writes."""
         folders = (getattr(callback, "run_folder", None) for callback in self.trainer.checkpoint_callbacks)
-        folder = next((folder for folder in folders if folder is not None), None)
-        if folder is None and self.trainer.loggers:
-            folder = self.trainer.log_dir
-        return None if folder is None else Path(folder)
+        return next((folder for folder in folders if folder is not None), None)
+
+    def _keeps_one(self, folder: Path) -> bool:
+        """Whether no checkpoint but the last is kept, so that files no longer named by it or the one before are nobody's."""
+        callbacks = self.trainer.checkpoint_callbacks
+        alone = len(callbacks) == 1 and self._own_folder() is not None and callbacks[0].save_top_k == 1
+        return alone and {path.name for path in folder.glob("checkpoints/*.ckpt")} <= {"last.ckpt"}
 
     def _came_from(self, state: dict[str, Any]) -> Path:
         """The folder of the run that a checkpoint is of: around it, also after a move, or else where it was written."""
-        around, written = Path(self.trainer.ckpt_path).resolve().parent.parent, Path(state["folder"])
-        return around if (around / self._named(REPLAY)).exists() or not written.exists() else written
+        around = Path(self.trainer.ckpt_path).resolve().parent.parent
+        named = [
+            name for stream in state["replay"]["streams"] for block in stream["blocks"] for name in block[:2] if name
+        ]
+        for folder in (around, Path(state.get("folder", around))):
+            if all((folder / self._named(REPLAY) / name).exists() for name in named):
+                return folder
+        return around
 
     def _goes_on_here(self, state: dict[str, Any]) -> bool:
         """Whether the checkpoint that is resumed is of this run's own folder."""
@@ -283,7 +307,7 @@ class ReplayDataModule(LightningDataModule):
             rank_zero_warn("keep_episodes: a run without logger and without checkpoints has no folder to keep them in")
             return None
         resume = state["writer"] if state is not None and self._goes_on_here(state) else None
-        if resume is None and not list(folder.glob("checkpoints/*.ckpt")):
+        if resume is None and self._own_folder() is not None and not list(folder.glob("checkpoints/*.ckpt")):
             forget(folder / self._named(EPISODES))  # of a run that was stopped before its first checkpoint
         return ShardWriter(
             folder / self._named(EPISODES),

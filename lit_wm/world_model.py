@@ -144,14 +144,21 @@ class WorldModel(LightningModule):
             )
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
-            every = getattr(self._trainer, "log_every_n_steps", 0)
-            if not every or (self.global_step + 1) % every:
-                return total  # a small model's update would spend a sixth of its time on numbers that no logger takes
+        self.log(f"{stage}/loss", total.detach(), batch_size=size, sync_dist=stage != "train")
+        if stage == "train" and not self._logger_listens():
+            return total  # a small model's update would spend a sixth of its time on numbers that nobody takes
         logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
-        self.log_dict({f"{stage}/loss": total.detach(), **logged}, batch_size=size, sync_dist=stage != "train")
+        self.log_dict(logged, batch_size=size, sync_dist=stage != "train")
         if stage == "train" and hasattr(self._datamodule, "statistics"):
             self.log_dict(self._datamodule.statistics())
         return total
+
+    def _logger_listens(self) -> bool:
+        """Whether Lightning will hand what this step logs to a logger. Its own count of batches says so: after a resume from
+        the middle of an update it is not the number of updates."""
+        if self._trainer is None or not self.trainer.log_every_n_steps:
+            return False
+        return (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % self.trainer.log_every_n_steps == 0
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that this model was not built for.

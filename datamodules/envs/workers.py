@@ -200,8 +200,7 @@ class SturdyVectorEnv(VectorEnv):
         makers: one for each environment; each must be picklable if there are processes.
         seeds: one for each.
         processes: how many to spread them over; 0 steps them in this process.
-        most_deaths: so many deaths without an episode that ended in between, beyond one of each environment, are an error: a
-            process that dies takes all of its own along.
+        most_deaths: more deaths of one environment without an episode of its own that ended in between are an error.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (Gymnasium's own declaration)
@@ -214,7 +213,8 @@ class SturdyVectorEnv(VectorEnv):
         self.single_observation_space, self.single_action_space = example.observation_space, example.action_space
         example.close()
         self.num_envs, self.most_deaths = len(makers), most_deaths
-        self.deaths = self._deaths_in_a_row = 0
+        self.deaths = 0
+        self._in_a_row = np.zeros(self.num_envs, int)  # deaths of each since an episode of its own ended
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         shares = np.array_split(np.arange(self.num_envs), min(processes, self.num_envs) or 1)
@@ -282,14 +282,15 @@ class SturdyVectorEnv(VectorEnv):
         self, outcomes: list[Outcome]
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict]:
         died = [outcome.died for outcome in outcomes]
-        over = any(o.terminated or o.truncated for o in outcomes)
-        deaths = sum(map(bool, died))
-        self.deaths += deaths
-        self._deaths_in_a_row = 0 if over else self._deaths_in_a_row + deaths
-        if self._deaths_in_a_row > self.most_deaths + self.num_envs:
-            raise ExperienceError(
-                f"environments died {self._deaths_in_a_row} times before any episode ended, the last one of: {max(died)}"
-            )
+        self.deaths += sum(map(bool, died))
+        for i, outcome in enumerate(outcomes):
+            ended = outcome.terminated or outcome.truncated
+            self._in_a_row[i] = 0 if ended else self._in_a_row[i] + bool(outcome.died)
+            if self._in_a_row[i] > self.most_deaths:
+                raise ExperienceError(
+                    f"environment {i} died {self._in_a_row[i]} times before an episode of it ended, the last time of:"
+                    f" {outcome.died}"
+                )
         observation = {key: np.stack([o.observation[key] for o in outcomes]) for key in outcomes[0].observation}
         reward, terminated, truncated = (
             np.array([getattr(o, name) for o in outcomes]) for name in ("reward", "terminated", "truncated")

@@ -23,7 +23,11 @@ class TwohotHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(..., F) -> (..., 255) logits."""
-        logits = self.out(self.mlp(feature))
+        return self.finish(self.mlp(feature))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The last layer, (..., U) -> (..., 255)."""
+        logits = self.out(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def mean(self, logits: Tensor) -> Tensor:
@@ -45,7 +49,11 @@ class SquaredErrorHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(..., F) -> (..., 1) prediction."""
-        prediction = self.out(self.mlp(feature))
+        return self.finish(self.mlp(feature))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The last layer, (..., U) -> (..., 1)."""
+        prediction = self.out(hidden)
         return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
 
     def mean(self, prediction: Tensor) -> Tensor:
@@ -72,7 +80,11 @@ class ContinueHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(..., F) -> (...,) logit."""
-        logit = self.out(self.mlp(feature)).squeeze(-1)
+        return self.finish(self.mlp(feature))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The last layer, (..., U) -> (...,)."""
+        logit = self.out(hidden).squeeze(-1)
         return logit.to(torch.promote_types(logit.dtype, torch.float32))
 
 

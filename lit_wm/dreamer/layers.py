@@ -170,3 +170,9 @@ class MLP(nn.Sequential):
         for i in range(layers):
             parts += [linear(inputs if i == 0 else units, units), NormSiLU(units)]
         super().__init__(*parts)
+
+    def after_first(self, hidden: Tensor) -> Tensor:
+        """The rest, from what the first Linear gave."""
+        for i in range(1, len(self)):
+            hidden = self[i](hidden)
+        return hidden

@@ -20,7 +20,7 @@ from lit_wm.dreamer.behavior import (
     ReturnNormalizer,
     imagination_losses,
     imagine,
-    in_pieces,
+    predict,
     replay_value_loss,
 )
 from lit_wm.dreamer.capture import CapturedUpdate
@@ -151,7 +151,9 @@ class DreamerModule(WorldModel):
         self.rssm.compiled = self.hparams.compile and device == "cpu"
         if self.hparams.compile and device == "cuda" and self.trainer.accumulate_grad_batches > 1:
             raise UserError("compile and accumulate_grad_batches: a recorded update overwrites gradients, choose one")
-        # several batches that make one update move the range of returns as far as one does
+
+    def on_train_epoch_start(self) -> None:
+        """Several batches that make one update move the range of returns as far as one does; a schedule may change how many."""
         self.normalizer.rate = RETURN_RATE / self.trainer.accumulate_grad_batches
 
     # ---- learning ------------------------------------------------------------------------------------------------
@@ -205,16 +207,14 @@ class DreamerModule(WorldModel):
             )
         starts = [x[:, -last:].detach().flatten(0, 1) for x in (post.deter, post.stoch)]
         dream = imagine(self.rssm, self.actor, *starts, self.hparams.imagination_length, sample)
-        with torch.no_grad():
-            reward = in_pieces(lambda rows: self.reward.mean(self.reward(rows)), dream.feature)
-            cont = in_pieces(self.cont, dream.feature).sigmoid()
+        reward, cont, slow_value = predict(self.reward, self.cont, self.slow_critic, dream.feature)
         losses, returns, logged = imagination_losses(
             dream,
             reward,
             cont,
             self.actor,
             self.critic,
-            self.slow_critic,
+            slow_value,
             self.normalizer,
             self.settings,
             self.training,

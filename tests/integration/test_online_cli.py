@@ -112,7 +112,7 @@ def test_an_environment_that_dies_now_and_then_is_counted(home):
         ("Nowhere-v0", {}, [], "there is no environment 'Nowhere-v0'"),
         ("CartPole-v1", {}, ["--data.init_args.capacity", "5"], "capacity is 5"),
         ("CartPole-v1", {}, ["--data.init_args.ratio", "5"], "ratio"),
-        ("CartPole-v1", {}, ["--data.init_args.train_ratio", "1.1"], "train_ratio 1.1 is too low for online_queue"),
+        ("CartPole-v1", {}, ["--data.init_args.train_ratio", "0.8"], "train_ratio 0.8 is too low for online_queue"),
         (
             "CartPole-v1",
             {},

@@ -33,7 +33,7 @@ def loader(n=2, env=None, agent=None, **changes):
     sizes = {"batch_size": 2, "clip_length": 3, "train_ratio": 2.0, "capacity": 1000, "start_after": 4}
     settings = OnlineSettings(**(sizes | {"online_queue": False, "seed": 0, "epoch_batches": 5} | changes))
     env = env or SturdyVectorEnv([partial(Counter)] * n, environment_seeds(0, n))
-    return OnlineLoader(env, agent or Agent(), settings, None)
+    return OnlineLoader(env, agent or Agent(), settings)
 
 
 @pytest.mark.parametrize(("n", "ratio", "batch", "length"), [(2, 2.0, 2, 3), (5, 0.5, 2, 4), (1, 30.0, 3, 5)])
@@ -205,7 +205,7 @@ def test_an_environment_that_cannot_draw_says_why():
 def test_an_episode_that_dies_does_not_count():
     env = SturdyVectorEnv([partial(Counter, dies_at=3)], environment_seeds(0, 1))
     loader = iter(PlayLoader(env, Agent(), episodes=1, videos=0))
-    with pytest.raises(ExperienceError, match="environments died 22 times"):
+    with pytest.raises(ExperienceError, match="environment 0 died 21 times"):
         next(loader)
 
 

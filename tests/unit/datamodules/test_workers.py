@@ -97,16 +97,17 @@ class Mortal(Counter):
         raise RuntimeError("the simulator exploded")
 
 
-def test_too_many_deaths_before_an_episode_ends_are_an_error():
-    env = SturdyVectorEnv([Mortal] * 4, environment_seeds(3, 4), most_deaths=3)
+def test_one_that_dies_again_and_again_among_good_ones_is_an_error():
+    env = SturdyVectorEnv([Counter, Mortal, Counter], environment_seeds(3, 3), most_deaths=3)
     env.reset()
-    with pytest.raises(ExperienceError, match="died 8 times before any episode ended, the last one of: RuntimeError"):
+    said = "environment 1 died 4 times before an episode of it ended, the last time of: RuntimeError: the simulator"
+    with pytest.raises(ExperienceError, match=said):
         for _ in range(50):
-            env.step(np.zeros(4, int))
+            env.step(np.zeros(3, int))
 
 
 def test_deaths_between_episodes_that_end_are_counted_and_survived():
-    env = SturdyVectorEnv([partial(Counter, dies_at=1)] * 4, environment_seeds(3, 4), most_deaths=3)
+    env = SturdyVectorEnv([partial(Counter, dies_at=1)] * 4, environment_seeds(3, 4))
     env.reset()
     for _ in range(200):
         env.step(np.zeros(4, int))

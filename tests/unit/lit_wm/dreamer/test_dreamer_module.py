@@ -317,5 +317,5 @@ def test_accumulated_batches_move_the_range_of_returns_as_far_as_one():
         model.trainer = Trainer(
             accelerator="cpu", accumulate_grad_batches=batches, logger=False, enable_checkpointing=False
         )
-        model.configure_model()
+        model.on_train_epoch_start()
         assert model.normalizer.rate == 0.01 / batches
