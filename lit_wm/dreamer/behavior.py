@@ -104,13 +104,32 @@ class Imagination:
     action: Tensor
 
 
+def room(deter: Tensor, stoch: Tensor, horizon: int, had: Tensor | None = None) -> Tensor:
+    """Memory (H+1,N,F) for what is imagined from (N,D), (N,S,C): ``had`` if it fits. Tens of megabytes that are new in each
+    update cost a twentieth of it, because the kernel clears them."""
+    shape = (horizon + 1, len(deter), deter.shape[-1] + stoch[0].numel())
+    if had is not None and (had.shape, had.dtype, had.device) == (shape, deter.dtype, deter.device):
+        return had
+    with torch.inference_mode(False):  # or it could be used for nothing else later
+        return torch.empty(shape, dtype=deter.dtype, device=deter.device)
+
+
 @torch.no_grad()
-def imagine(rssm: RSSM, actor: Actor, deter: Tensor, stoch: Tensor, horizon: int, sample: bool = True) -> Imagination:
+def imagine(
+    rssm: RSSM,
+    actor: Actor,
+    deter: Tensor,
+    stoch: Tensor,
+    horizon: int,
+    sample: bool = True,
+    features: Tensor | None = None,
+) -> Imagination:
     """Follow the actor through the prior from (N,D), (N,S,C). No gradient: the actor learns by REINFORCE alone.
 
-    ``sample=False`` takes the modes of actions and latents.
+    ``sample=False`` takes the modes of actions and latents. ``features`` (H+1,N,F) is memory to write to, of :func:`room`.
     """
-    features = deter.new_empty(horizon + 1, len(deter), deter.shape[-1] + stoch[0].numel())
+    if features is None:
+        features = room(deter, stoch, horizon)
     actions, weights = [], rssm.hidden_weights()
     for t, x in enumerate(features):
         torch.cat([deter, stoch.flatten(1)], 1, out=x)  # straight into its place

@@ -22,6 +22,7 @@ from lit_wm.dreamer.behavior import (
     imagine,
     predict,
     replay_value_loss,
+    room,
 )
 from lit_wm.dreamer.capture import CapturedUpdate
 from lit_wm.dreamer.decoder import Decoder
@@ -142,6 +143,7 @@ class DreamerModule(WorldModel):
         self.critic = REGRESSION[regression](widths, layers=3)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
+        self._room: Tensor | None = None  # memory of imagined states, from update to update
         self._newer: dict[str, Tensor] = {}  # states of the last batch, for the replay
         self._captured = CapturedUpdate(self, self.update) if compile else None
 
@@ -206,7 +208,10 @@ class DreamerModule(WorldModel):
                 f"imagination_last = {last} exceeds the clip's {steps} steps; lower it or raise clip_length"
             )
         starts = [x[:, -last:].detach().flatten(0, 1) for x in (post.deter, post.stoch)]
-        dream = imagine(self.rssm, self.actor, *starts, self.hparams.imagination_length, sample)
+        length = self.hparams.imagination_length
+        if self.training:  # one update's graph is done with before the next update writes there
+            self._room = room(*starts, length, self._room)
+        dream = imagine(self.rssm, self.actor, *starts, length, sample, self._room if self.training else None)
         reward, cont, slow_value = predict(self.reward, self.cont, self.slow_critic, dream.feature)
         losses, returns, logged = imagination_losses(
             dream,

@@ -87,7 +87,7 @@ def unimix_in_the_policy(reference, patch):
 
 @mistake("gradients")
 def imagination_with_gradient(reference, patch):
-    def dream(rssm, actor, deter, stoch, horizon, sample):
+    def dream(rssm, actor, deter, stoch, horizon, sample, memory):
         features, actions = [], []
         for _ in range(horizon + 1):
             features.append(feature(deter, stoch))
