@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_wm.errors import UserError
+from lit_wm.genie.codebooks import make_quantizer
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.genie.tokenizer import causal_windows
-from lit_wm.genie.vector_quantizer import VectorQuantizer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 POOLS = ("token", "mean")
@@ -36,8 +36,9 @@ class LatentActionSettings:
         decoder_blocks: ST blocks that see x_1:t and the codes; thrown away after training.
         codes: K.
         latent_dim: width of a code.
-        codebook: ``gradient`` or ``ema``, see :class:`~lit_wm.genie.vector_quantizer.VectorQuantizer`; also ``beta``,
-            ``decay``, ``kmeans_start`` and ``restart_below``.
+        codebook: ``gradient``, ``ema`` or ``fsq``; this, ``codebooks`` and ``levels`` as for the tokenizer.
+        codebooks: K as a product of so many codebooks.
+        levels: of ``fsq``.
         beta: weight of the commitment loss; not stated in the paper.
         decay: of the running statistics of the codebook.
         kmeans_start: not in the paper.
@@ -69,6 +70,8 @@ class LatentActionSettings:
     codes: int = 8
     latent_dim: int = 32
     codebook: str = "gradient"
+    codebooks: int = 1
+    levels: tuple[int, ...] = ()
     beta: float = 0.25
     decay: float = 0.99
     kmeans_start: bool = False
@@ -125,9 +128,7 @@ class LatentActionModel(nn.Module):
             grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, extra, positions=s.encoder_positions
         )
         self.to_latent = nn.Linear(s.dim, s.latent_dim)
-        self.quantizer = VectorQuantizer(
-            s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below
-        )
+        self.quantizer = make_quantizer(s)
         self.decoder_in = nn.Linear(pixels * (2 if s.decoder_difference else 1), s.dim)
         self.action_in = nn.Linear(s.latent_dim, s.dim)
         self.decoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_wm.distributed import global_mean
+from lit_wm.genie.codebooks import make_quantizer
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
-from lit_wm.genie.vector_quantizer import VectorQuantizer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 
@@ -28,7 +28,10 @@ class TokenizerSettings:
         decoder_blocks: ST blocks after it.
         codes: size of the vocabulary.
         latent_dim: width of a code.
-        codebook: ``gradient`` or ``ema``, see :class:`~lit_wm.genie.vector_quantizer.VectorQuantizer`; also for the rest.
+        codebook: ``gradient`` or ``ema``, see :class:`~lit_wm.genie.vector_quantizer.VectorQuantizer`; also for the rest. Or
+            ``fsq``: no codebook but a grid, see :class:`~lit_wm.genie.finite_scalar.FiniteScalarQuantizer`.
+        codebooks: make a code out of so many smaller ones, see :class:`~lit_wm.genie.product_quantizer.ProductQuantizer`.
+        levels: of the grid of ``fsq``; ``codes`` is their product, ``latent_dim`` their number.
         beta: weight of the commitment loss; not stated in the paper.
         decay: of the running statistics of the codebook.
         kmeans_start: not in the paper.
@@ -49,6 +52,8 @@ class TokenizerSettings:
     codes: int = 1024
     latent_dim: int = 32
     codebook: str = "gradient"
+    codebooks: int = 1
+    levels: tuple[int, ...] = ()
     beta: float = 0.25
     decay: float = 0.99
     kmeans_start: bool = False
@@ -88,9 +93,7 @@ class VideoTokenizer(nn.Module):
             self.grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, positions=s.encoder_positions
         )
         self.to_latent = nn.Linear(s.dim, s.latent_dim)
-        self.quantizer = VectorQuantizer(
-            s.codes, s.latent_dim, s.codebook, s.beta, s.decay, s.kmeans_start, s.restart_below
-        )
+        self.quantizer = make_quantizer(s)
         self.from_latent = nn.Linear(s.latent_dim, s.dim)
         self.decoder = STTransformer(self.grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
         self.patch_out = nn.Linear(s.dim, pixels)

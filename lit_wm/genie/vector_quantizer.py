@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lit_wm.distributed import gather_rows, global_sum, world_size
 from lit_wm.errors import UserError
 
-CODEBOOKS = ("gradient", "ema")
+LEARNED = ("gradient", "ema")
+CODEBOOKS = (*LEARNED, "fsq")
 
 
 class Quantized(NamedTuple):
@@ -65,6 +66,17 @@ def code_statistics(z_nd: Tensor, codes_n: Tensor, k: int) -> tuple[Tensor, Tens
     return share_k, sums_kd / len(z_nd)
 
 
+@torch.no_grad()
+def global_share(codes: Tensor, k: int) -> Tensor:
+    """(k,) share of each code among those of all ranks."""
+    return global_sum(torch.bincount(codes.flatten(), minlength=k) / codes.numel()) / world_size()
+
+
+def perplexity_of(usage_k: Tensor) -> Tensor:
+    """exp(entropy) of a usage: K when all codes are used alike, 1 after a collapse."""
+    return torch.special.entr(usage_k / usage_k.sum()).sum().exp()
+
+
 class VectorQuantizer(nn.Module):
     """A codebook of K vectors.
 
@@ -97,7 +109,7 @@ class VectorQuantizer(nn.Module):
         restart_below: float = 0.0,
     ) -> None:
         super().__init__()
-        if codebook not in CODEBOOKS:
+        if codebook not in LEARNED:
             raise UserError(f"codebook '{codebook}' is not one of {', '.join(CODEBOOKS)}")
         self.learned = codebook == "gradient"
         self.beta, self.decay, self.kmeans_start, self.restart_below = beta, decay, kmeans_start, restart_below
@@ -117,9 +129,8 @@ class VectorQuantizer(nn.Module):
         return F.embedding(codes, self.codebook)
 
     def perplexity(self) -> Tensor:
-        """exp(entropy) of the running usage: K when all codes are used alike, 1 after a collapse."""
-        share_k = self.usage / self.usage.sum()
-        return torch.special.entr(share_k).sum().exp()
+        """exp(entropy) of the running usage."""
+        return perplexity_of(self.usage)
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise; in training mode also learn the codebook (see the class)."""
