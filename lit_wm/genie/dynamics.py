@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_wm.genie.st_transformer import KeysValues, STTransformer
+from lit_wm.genie.st_transformer import Past, STTransformer
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class DynamicsModel(nn.Module):
         length, keep = tokens_btn.shape[1], self.frames - 1
         tokens_btn = torch.cat([tokens_btn, tokens_btn.new_zeros(len(tokens_btn), action_bka.shape[1], self.tokens)], 1)
         action_bta = torch.cat([past_action_bta, action_bka], 1)
-        past: list[KeysValues] | None = None
+        past: Past | None = None
         known = 0  # frames whose keys and values `past` holds
         for t in range(length, tokens_btn.shape[1]):
             begin = max(0, t - keep)
@@ -167,14 +167,12 @@ class DynamicsModel(nn.Module):
             tokens_btn[:, t] = self._sample(past, action_bta[:, t - 1 : t], temperature, generator)
         return tokens_btn[:, length:]
 
-    def _read(self, tokens_btn: Tensor, led_bta: Tensor, past: list[KeysValues] | None) -> list[KeysValues]:
+    def _read(self, tokens_btn: Tensor, led_bta: Tensor, past: Past | None) -> Past:
         """Keys and values after finished frames."""
         unmasked = torch.zeros_like(tokens_btn, dtype=torch.bool)
         return self.transformer.step(self.embed(tokens_btn, unmasked, led_bta, first=past is None), past)[1]
 
-    def _sample(
-        self, past: list[KeysValues], led_b1a: Tensor, temperature: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def _sample(self, past: Past, led_b1a: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
         """(B,N) the next frame."""
 
         def logits_of(tokens_bn: Tensor, mask_bn: Tensor) -> Tensor:

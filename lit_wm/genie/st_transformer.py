@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,13 @@ from lit_wm.nn.attention import MLP, Attention
 from lit_wm.nn.patches import sincos, sincos_2d
 
 KeysValues = tuple[Tensor, Tensor]
+
+
+class Past(NamedTuple):
+    """What a transformer keeps of the frames it has read."""
+
+    frames: int
+    layers: list[KeysValues | None]  # of each block; None where it does not look back
 
 
 class STBlock(nn.Module):
@@ -39,6 +48,52 @@ class STBlock(nn.Module):
         return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
 
 
+class FullBlock(nn.Module):
+    """Attention among all tokens of all frames up to the present one, then a feed-forward layer: C-ViViT's, as Genie's
+    comparison describes it. Cost grows with the square of the number of frames.
+
+    Args:
+        dim, heads, ffn: as for :class:`STBlock`.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
+
+    def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """(B,T,N,D) -> (B,T,N,D), and keys and values (B,heads,(past+T)*N,D/heads)."""
+        _, t, n, _ = x_btnd.shape
+        before = 0 if past is None else past[0].shape[2] // n
+        frame = torch.arange(before + t, device=x_btnd.device).repeat_interleave(n)
+        mask = frame[before * n :, None] >= frame
+        y, past = self.attention(self.norm(x_btnd).flatten(1, 2), past, mask)
+        x_btnd = x_btnd + y.view_as(x_btnd)
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
+
+
+class SpaceBlock(nn.Module):
+    """Attention within each frame, then a feed-forward layer: a ViT that sees every frame by itself.
+
+    Args:
+        dim, heads, ffn: as for :class:`STBlock`.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
+
+    def forward(self, x_btnd: Tensor, past: None = None) -> tuple[Tensor, None]:
+        """(B,T,N,D) -> (B,T,N,D)."""
+        y, _ = self.attention(self.norm(x_btnd).flatten(0, 1))
+        x_btnd = x_btnd + y.view_as(x_btnd)
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), None
+
+
+BLOCKS = {"factored": STBlock, "full": FullBlock, "space": SpaceBlock}
+
+
 class STTransformer(nn.Module):
     """Blocks between embedded tokens and features; projections in and out belong to whoever uses it.
 
@@ -55,6 +110,7 @@ class STTransformer(nn.Module):
         blocks: number of blocks.
         extra_tokens: learned tokens that stand before those of the grid, without a place.
         positions: False leaves the position code out; attention over time stays causal.
+        attention: ``factored``, Genie's; for comparison ``full``, over space and time at once, and ``space``, within a frame.
     """
 
     def __init__(
@@ -67,26 +123,28 @@ class STTransformer(nn.Module):
         blocks: int,
         extra_tokens: int = 0,
         positions: bool = True,
+        attention: str = "factored",
     ) -> None:
         super().__init__()
         self.frames = frames
-        self.blocks = nn.ModuleList(STBlock(dim, heads, ffn) for _ in range(blocks))
+        self.blocks = nn.ModuleList(BLOCKS[attention](dim, heads, ffn) for _ in range(blocks))
         self.norm_in, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         space_nd = torch.cat([torch.zeros(extra_tokens, dim), sincos_2d(*grid, dim)])
         self.register_buffer("space_nd", space_nd * positions, persistent=False)
-        self.register_buffer("time_td", sincos(torch.arange(frames), dim) * positions, persistent=False)
+        in_time = positions and attention != "space"  # a frame by itself has no time
+        self.register_buffer("time_td", sincos(torch.arange(frames), dim) * in_time, persistent=False)
 
     def forward(self, x_btnd: Tensor) -> Tensor:
         """(B,T,N,D) embedded tokens -> (B,T,N,D) normalised features; those at t depend on frames <= t only."""
         return self.step(x_btnd)[0]
 
-    def step(self, x_btnd: Tensor, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
+    def step(self, x_btnd: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """Go on from cached frames: equal to :meth:`forward` on all frames together, without computing the old ones.
 
         Args:
             x_btnd: (B,T,N,D) the new frames' embedded tokens.
-            past: what the last call returned, one entry per block; None at the beginning of a clip. It is not changed,
-                so the same past may be used again while a frame is being refined.
+            past: what the last call returned; None at the beginning of a clip. It is not changed, so the same past may be
+                used again while a frame is being refined.
 
         Returns:
             (B,T,N,D) features of the new frames, and the past that includes them.
@@ -94,13 +152,13 @@ class STTransformer(nn.Module):
         Raises:
             ValueError: past and new frames together exceed ``frames``.
         """
-        start = 0 if past is None else past[0][0].shape[2]
+        start, layers = past or (0, [None] * len(self.blocks))
         stop = start + x_btnd.shape[1]
         if stop > self.frames:
             raise ValueError(f"{stop} frames, but this transformer has positions for {self.frames}")
         x_btnd = self.norm_in(x_btnd) + self.space_nd + self.time_td[start:stop, None]
         now = []
-        for i, block in enumerate(self.blocks):
-            x_btnd, keys_values = block(x_btnd, None if past is None else past[i])
+        for block, before in zip(self.blocks, layers, strict=True):
+            x_btnd, keys_values = block(x_btnd, before)
             now.append(keys_values)
-        return self.norm(x_btnd), now
+        return self.norm(x_btnd), Past(stop, now)

@@ -1,4 +1,4 @@
-"""The video tokenizer: ST-ViViT with a VQ codebook, causal in time (Genie, section 2.1 and figure 5)."""
+"""The video tokenizer: ST-ViViT with a VQ codebook, causal in time (Genie, section 2.1 and figure 5), and what it is compared with."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_wm.distributed import global_mean
+from lit_wm.errors import check_choice
 from lit_wm.genie.codebooks import make_quantizer
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
+
+KINDS = {"st_vivit": "factored", "c_vivit": "full", "vit": "space"}  # -> attention of its transformers
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class TokenizerSettings:
     """Sizes of the tokenizer; the defaults are the paper's CoinRun case study (appendix F) unless said otherwise.
 
     Args:
+        kind: ``st_vivit``; for the paper's comparison (table 3) ``c_vivit``, full attention over space and time, and ``vit``,
+            each frame by itself.
         patch: pixels along the side of a patch; one patch is one token.
         dim: width of the transformers.
         heads: attention heads.
@@ -43,6 +48,7 @@ class TokenizerSettings:
         continuous_warmup: updates during which latents are not quantised. Not in the paper (0).
     """
 
+    kind: str = "st_vivit"
     patch: int = 4
     dim: int = 512
     heads: int = 8
@@ -73,7 +79,7 @@ class Tokenized(NamedTuple):
 
 
 class VideoTokenizer(nn.Module):
-    """Frames to tokens and back. The token at t sees frames <= t; the picture at t sees tokens <= t.
+    """Frames to tokens and back. The token at t sees frames <= t; the picture at t sees tokens <= t (``vit``: t alone).
 
     Args:
         picture: (C,H,W); H and W divisible by the patch.
@@ -84,18 +90,27 @@ class VideoTokenizer(nn.Module):
     def __init__(self, picture: tuple[int, int, int], frames: int, settings: TokenizerSettings) -> None:
         super().__init__()
         s = self.settings = settings
+        check_choice("tokenizer.kind", s.kind, tuple(KINDS))
+        attention = KINDS[s.kind]
         self.picture, self.frames = picture, frames
         self.grid = check_patch(picture[1:], s.patch)
         self.tokens = self.grid[0] * self.grid[1]  # N
         pixels = s.patch * s.patch * picture[0]
         self.patch_in = nn.Linear(pixels, s.dim)
         self.encoder = STTransformer(
-            self.grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, positions=s.encoder_positions
+            self.grid,
+            frames,
+            s.dim,
+            s.heads,
+            s.ffn,
+            s.encoder_blocks,
+            positions=s.encoder_positions,
+            attention=attention,
         )
         self.to_latent = nn.Linear(s.dim, s.latent_dim)
         self.quantizer = make_quantizer(s)
         self.from_latent = nn.Linear(s.latent_dim, s.dim)
-        self.decoder = STTransformer(self.grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
+        self.decoder = STTransformer(self.grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks, attention=attention)
         self.patch_out = nn.Linear(s.dim, pixels)
 
     def latents(self, x_btchw: Tensor) -> Tensor:

@@ -6,23 +6,50 @@ import torch
 from lit_wm.genie.st_transformer import STBlock, STTransformer
 
 
+def made(attention="factored"):
+    torch.manual_seed(0)
+    return STTransformer((2, 3), frames=6, dim=16, heads=2, ffn=24, blocks=2, attention=attention).eval()
+
+
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return STTransformer((2, 3), frames=6, dim=16, heads=2, ffn=24, blocks=2).eval()
+    return made()
 
 
 def clip(b=2, t=6, n=6, d=16):
     return torch.randn(b, t, n, d, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_frame_changes_nothing_before_it_and_everything_in_it(model):
-    x = clip()
+@pytest.mark.parametrize("attention", ["factored", "full"])
+def test_a_frame_changes_nothing_before_it_and_everything_in_it(attention):
+    model, x = made(attention), clip()
     changed = x.clone()
     changed[:, 3, 0] *= -3
     a, b = model(x), model(changed)
     assert torch.equal(a[:, :3], b[:, :3])
     assert (a[:, 3:] != b[:, 3:]).any(-1).all()  # all places of frame 3, and of the frames that remember it
+
+
+def test_frames_by_themselves_know_neither_each_other_nor_the_time():
+    model, x = made("space"), clip()
+    order = [3, 1, 0, 5, 4, 2]
+    assert torch.allclose(model(x)[:, order], model(x[:, order]), atol=1e-6)
+    changed = x.clone()
+    changed[:, 3, 0] *= -3
+    moved = (model(x) != model(changed)).any(-1)
+    assert moved[:, 3].all() and not moved[:, [0, 1, 2, 4, 5]].any()
+
+
+def test_full_attention_sees_the_whole_past_at_once():
+    """In one block, a change at one place of the first frame reaches every place of the last."""
+    torch.manual_seed(0)
+    one = {kind: STTransformer((2, 3), 6, 16, 2, 24, 1, attention=kind).eval() for kind in ("full", "factored")}
+    one["factored"].blocks[0].space.proj.weight.data.zero_()  # which in one block comes before time
+    x = clip()
+    changed = x.clone()
+    changed[:, 0, 2] *= -3
+    moved = {kind: (model(x) != model(changed)).any(-1)[:, 5] for kind, model in one.items()}
+    assert moved["full"].all() and moved["factored"].sum(1).tolist() == [1, 1]
 
 
 def test_time_attention_sees_one_place_only(model):
@@ -37,9 +64,10 @@ def test_time_attention_sees_one_place_only(model):
     assert not moved[:, :, [0, 1, 3, 4, 5]].any()
 
 
+@pytest.mark.parametrize("attention", ["factored", "full", "space"])
 @pytest.mark.parametrize("pieces", [[1] * 6, [3, 1, 2], [5, 1]])
-def test_step_by_step_equals_at_once(model, pieces):
-    x = clip()
+def test_step_by_step_equals_at_once(attention, pieces):
+    model, x = made(attention), clip()
     past, seen = None, []
     for piece in x.split(pieces, 1):
         y, past = model.step(piece, past)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lit_wm.errors import UserError
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer, causal_windows
 
 SMALL = TokenizerSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=1, codes=32, latent_dim=8)
@@ -49,6 +50,21 @@ def test_the_past_matters(tokenizer):
     changed = tokens.clone()
     changed[:, 0] = (tokens[:, 0] + 1) % 32
     assert not torch.equal(tokenizer.decode(tokens)[:, 5], tokenizer.decode(changed)[:, 5])
+
+
+def test_the_kinds_of_the_papers_comparison():
+    torch.manual_seed(0)
+    made = {k: VideoTokenizer((3, 8, 12), 6, replace(SMALL, kind=k)).eval() for k in ("st_vivit", "c_vivit", "vit")}
+    x = clip()
+    changed = x.clone()
+    changed[:, 2] = 1 - changed[:, 2]
+    moved = {k: (t.latents(x) != t.latents(changed)).flatten(2).any(-1)[0].tolist() for k, t in made.items()}
+    later = [False, False, True, True, True, True]
+    assert moved == {"st_vivit": later, "c_vivit": later, "vit": [False, False, True, False, False, False]}
+    tokens = made["vit"].encode(x)
+    assert torch.allclose(made["vit"].decode(tokens)[:, 4:5], made["vit"].decode(tokens[:, 4:5]), atol=1e-6)
+    with pytest.raises(UserError, match=r"tokenizer\.kind 'mae' is not one of st_vivit, c_vivit, vit"):
+        VideoTokenizer((3, 8, 12), 6, replace(SMALL, kind="mae"))
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 7, 20])
