@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
 
 PARTS = ("tokenizer", "lam", "dynamics")
-ORDERS = ("staged", "joint", "tokenizer", "world")
+ORDERS = ("staged", "joint", "tokenizer", "world", "latent_action", "dynamics")
+TAKEN_OVER = {
+    "world": ("tokenizer",),
+    "dynamics": ("tokenizer", "lam"),
+}  # order -> parts that earlier runs have trained
 DECAYS = ("constant", "cosine", "linear")
 
 
@@ -16,8 +20,9 @@ def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...
     if order == "joint":
         return PARTS
     if order == "tokenizer" or (order == "staged" and step < tokenizer_steps):
-        return PARTS[:1]
-    return PARTS[1:]
+        return ("tokenizer",)
+    alone = {"latent_action": ("lam",), "dynamics": ("dynamics",)}
+    return alone.get(order, ("lam", "dynamics"))
 
 
 @dataclass(frozen=True)

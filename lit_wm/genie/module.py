@@ -19,7 +19,7 @@ from lit_wm.distributed import global_sum, world_size
 from lit_wm.errors import UserError, check_bounds
 from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
-from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, OptimizerSettings, trained_parts
+from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, TAKEN_OVER, OptimizerSettings, trained_parts
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
@@ -76,9 +76,12 @@ class GenieModule(WorldModel):
         order: ``staged``: the tokenizer for ``tokenizer_steps`` updates, then, with the tokenizer frozen, the latent action
             model and the dynamics together, in one fit (the paper's order). ``joint``: everything from the first update (the
             article's order). ``tokenizer``: that part alone. ``world``: the other two, on a tokenizer from
-            ``tokenizer_checkpoint``. Counted by ``trainer.global_step``, so a resumed run is where it was.
+            ``tokenizer_checkpoint``. ``latent_action``: that part alone, and ``dynamics``: the rest, on parts from
+            ``tokenizer_checkpoint`` and ``lam_checkpoint``. Counted by ``trainer.global_step``, so a resumed run is where it was.
         tokenizer_steps: updates of the tokenizer in the order ``staged``; the paper's CoinRun case study has 300,000.
-        tokenizer_checkpoint: checkpoint of a Genie run whose tokenizer is taken over when a fit begins; needed by ``world``.
+        tokenizer_checkpoint: checkpoint of a Genie run whose tokenizer is taken over when a fit begins; needed by ``world`` and
+            ``dynamics``.
+        lam_checkpoint: likewise of its latent action model; needed by ``dynamics``.
         lam_objective: what teaches the codes. ``pixel``: the LAM's own decoder, and the dynamics takes them with a stopped
             gradient (paper). ``dynamics``: only the cross-entropy of the dynamics (article). ``both``: both.
         tokenizer_optimizer: the paper's 3e-4, warm-up 10k, then constant.
@@ -105,6 +108,7 @@ class GenieModule(WorldModel):
         order: str = "staged",
         tokenizer_steps: int = 300_000,
         tokenizer_checkpoint: str | None = None,
+        lam_checkpoint: str | None = None,
         lam_objective: str = "pixel",
         tokenizer_optimizer: OptimizerSettings = TOKENIZER_OPTIMIZER,
         lam_optimizer: OptimizerSettings = WORLD_OPTIMIZER,
@@ -146,7 +150,8 @@ class GenieModule(WorldModel):
         except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
             raise UserError(f"the genie model cannot be built: {error}") from error
         self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
-        self.tokenizer_checkpoint, self.lam_objective = tokenizer_checkpoint, lam_objective
+        self.taken_from = {"tokenizer": tokenizer_checkpoint, "lam": lam_checkpoint}
+        self.lam_objective = lam_objective
         self.betas, self.weight_decay = tuple(betas), weight_decay
         # plain types, so that a checkpoint opens without running code
         betas, tokenizer, lam, dynamics = list(betas), asdict(t), asdict(a), asdict(d)
@@ -162,6 +167,8 @@ class GenieModule(WorldModel):
         ):
             if name not in known:
                 raise UserError(f"{what} '{name}' of the genie model is not one of {', '.join(known)}")
+        if order in ("latent_action", "dynamics") and lam_objective != "pixel":
+            raise UserError(f"order '{order}' of the genie model trains one part alone: lam_objective must be pixel")
 
     # ---- learning ------------------------------------------------------------------------------------------------
 
@@ -178,11 +185,17 @@ class GenieModule(WorldModel):
             tokens_btn = seen.tokens
             losses |= {"tokenizer_pixels": seen.pixel_loss, "tokenizer_vq": seen.vq_loss}
             losses["_tokenizer_perplexity"] = self.tokenizer.quantizer.perplexity()
-        else:
+        elif "dynamics" in parts:
             with torch.no_grad():
                 tokens_btn = self.tokenizer.encode(x_btchw)
+        if "lam" in parts:
+            of_codes, action_bta = self._latent_action_losses(x_btchw, self._world_step(step))
+            losses |= of_codes
+        elif "dynamics" in parts:
+            with torch.no_grad():
+                action_bta = self.lam.quantizer.embed(self.lam.encode(x_btchw))
         if "dynamics" in parts:
-            losses |= self._world_losses(x_btchw, tokens_btn, self._world_step(step))
+            losses |= self._dynamics_losses(tokens_btn, action_bta)
         return losses
 
     @torch.no_grad()
@@ -195,15 +208,17 @@ class GenieModule(WorldModel):
                 part.quantizer.train(self.training)
         self.dynamics.see_codes(self.tokenizer.quantizer.codebook)
 
-    def _world_losses(self, x_btchw: Tensor, tokens_btn: Tensor, step: int) -> dict[str, Tensor]:
-        """Losses of the latent action model and the dynamics at their own update ``step``."""
+    def _latent_action_losses(self, x_btchw: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of the latent action model at its own update ``step``, and the actions (B,T-1,A) as the dynamics gets them."""
         by_pixels = self.lam_objective != "dynamics"
         continuous = step < self.lam.settings.continuous_warmup
         actions = self.lam(x_btchw, continuous, predict_pixels=by_pixels)
         losses = {"lam_vq": actions.vq_loss, "_lam_perplexity": self.lam.quantizer.perplexity()}
         if by_pixels:
             losses["lam_pixels"] = actions.pixel_loss
-        action_bta = actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
+        return losses, actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
+
+    def _dynamics_losses(self, tokens_btn: Tensor, action_bta: Tensor) -> dict[str, Tensor]:
         if self.training:
             self.dynamics.see_codes(self.tokenizer.quantizer.codebook)  # in the order 'joint' they still move
         mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device, self.dynamics.settings.whole_frames)
@@ -211,9 +226,7 @@ class GenieModule(WorldModel):
         masked = nats_m.new_tensor(len(nats_m))
         if self.training:  # the mean over all ranks' masked tokens, not the mean of their means
             masked = global_sum(masked) / world_size()
-        losses["dynamics_ce"] = nats_m.sum() / masked.clamp(min=1)
-        losses["_dynamics_accuracy"] = right_m.float().mean()
-        return losses
+        return {"dynamics_ce": nats_m.sum() / masked.clamp(min=1), "_dynamics_accuracy": right_m.float().mean()}
 
     def _world_step(self, step: int) -> int:
         return step - self.tokenizer_steps if self.order == "staged" else step
@@ -249,30 +262,31 @@ class GenieModule(WorldModel):
             strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_fit_start(self) -> None:
-        """Take over a trained tokenizer when a fit begins; a resumed fit has it in its own checkpoint."""
+        """Take over trained parts when a fit begins; a resumed fit has them in its own checkpoint."""
         if self.trainer.ckpt_path is not None:
             return
-        if self.tokenizer_checkpoint is not None:
-            self.load_tokenizer(self.tokenizer_checkpoint)
-        elif self.order == "world":
-            raise UserError(
-                "order 'world' of the genie model needs 'tokenizer_checkpoint', a checkpoint with a tokenizer"
-            )
+        for part, path in self.taken_from.items():
+            if path is not None:
+                self.take_over(part, path)
+            elif part in TAKEN_OVER.get(self.order, ()):
+                raise UserError(
+                    f"order '{self.order}' of the genie model needs '{part}_checkpoint', a checkpoint with a trained {part}"
+                )
 
-    def load_tokenizer(self, path: str) -> None:
-        """Copy the tokenizer out of the checkpoint of a Genie run.
+    def take_over(self, part: str, path: str) -> None:
+        """Copy the ``tokenizer`` or the ``lam`` out of the checkpoint of a Genie run.
 
         Raises:
-            UserError: no such file, another route's checkpoint, or another size of tokenizer.
+            UserError: no such file, another route's checkpoint, or a part of another size, such as another number of codes.
         """
         checkpoint = read_checkpoint(Path(path), self.route)
-        begins = "tokenizer."
+        begins = f"{part}."
         weights = {k.removeprefix(begins): v for k, v in checkpoint["state_dict"].items() if k.startswith(begins)}
         try:
-            self.tokenizer.load_state_dict(weights)
+            getattr(self, part).load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"tokenizer_checkpoint {path} holds a tokenizer of another size: {reason}") from error
+            raise UserError(f"{part}_checkpoint {path} holds a {part} of another size: {reason}") from error
 
     def frames_of(self, batch: Batch) -> Tensor:
         """(B,T,C,H,W) float in [0, 1], made on the device.

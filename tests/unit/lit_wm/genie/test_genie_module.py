@@ -14,7 +14,7 @@ from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.errors import UserError
 from lit_wm.genie import GenieModule
-from lit_wm.genie.learning_order import PARTS, OptimizerSettings, trained_parts
+from lit_wm.genie.learning_order import ORDERS, PARTS, OptimizerSettings, trained_parts
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (5,)))
 CODER = {"patch": 4, "dim": 16, "heads": 2, "ffn": 32, "encoder_blocks": 1, "decoder_blocks": 1, "codebook": "ema"}
@@ -176,6 +176,8 @@ def test_which_parts_learn_when():
     assert trained_parts("joint", 0, 10) == PARTS
     assert trained_parts("tokenizer", 99, 10) == ("tokenizer",)
     assert trained_parts("world", 0, 10) == ("lam", "dynamics")
+    assert trained_parts("latent_action", 0, 10) == ("lam",)
+    assert trained_parts("dynamics", 0, 10) == ("dynamics",)
 
 
 def gradients(m, batch):
@@ -185,16 +187,18 @@ def gradients(m, batch):
     return {part: [p.grad is not None for p in getattr(m, part).parameters() if p.requires_grad] for part in PARTS}
 
 
-@pytest.mark.parametrize("order", ["staged", "joint", "tokenizer", "world"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_each_order_gives_gradients_to_its_parts_only(order):
-    m = model(order=order, tokenizer_steps=1, tokenizer_checkpoint="unused")
-    before = {key: value.clone() for key, value in m.tokenizer.state_dict().items()}
+    m = model(order=order, tokenizer_steps=1, tokenizer_checkpoint="unused", lam_checkpoint="unused")
+    coders = {part: getattr(m, part) for part in ("tokenizer", "lam")}
+    before = {part: {key: value.clone() for key, value in coder.state_dict().items()} for part, coder in coders.items()}
     found = gradients(m, clips())
+    learning = trained_parts(order, 0, 1)
     for part in PARTS:
-        learns = part in trained_parts(order, 0, 1)
-        assert all(found[part]) if learns else not any(found[part])
-    frozen = all(torch.equal(before[key], value) for key, value in m.tokenizer.state_dict().items())
-    assert frozen == (order == "world")  # not even its running statistics
+        assert all(found[part]) if part in learning else not any(found[part])
+    for part, coder in coders.items():
+        frozen = all(torch.equal(before[part][key], value) for key, value in coder.state_dict().items())
+        assert frozen == (part not in learning)  # not even its running statistics
 
 
 def test_objectives_of_the_latent_action_model():
@@ -308,7 +312,28 @@ def test_world_takes_over_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint at .*gone\.ckpt"):
         fit(model(order="world", tokenizer_checkpoint=str(tmp_path / "gone.ckpt")), 1)
     with pytest.raises(UserError, match="tokenizer of another size"):
-        model(tokenizer={**CODER, "codes": 32, "latent_dim": 8}).load_tokenizer(path)
+        model(tokenizer={**CODER, "codes": 32, "latent_dim": 8}).take_over("tokenizer", path)
+
+
+def test_the_three_parts_in_three_runs(tmp_path):
+    """What a part learnt by itself is taken over as it is, and only the new part learns."""
+    paths = {"tokenizer": str(tmp_path / "tokenizer.ckpt"), "lam": str(tmp_path / "lam.ckpt")}
+    donors = {"tokenizer": model(order="tokenizer"), "lam": model(order="latent_action")}
+    for part, donor in donors.items():
+        fit(donor, 2).save_checkpoint(paths[part])
+    m = model(order="dynamics", tokenizer_checkpoint=paths["tokenizer"], lam_checkpoint=paths["lam"])
+    started = {key: value.clone() for key, value in m.dynamics.state_dict().items()}
+    fit(m, 2)
+    for part, donor in donors.items():
+        mine = getattr(m, part).state_dict()
+        assert all(torch.equal(value, mine[key]) for key, value in getattr(donor, part).state_dict().items())
+    assert any(not torch.equal(value, started[key]) for key, value in m.dynamics.state_dict().items())
+    with pytest.raises(UserError, match="order 'dynamics' of the genie model needs 'lam_checkpoint'"):
+        fit(model(order="dynamics", tokenizer_checkpoint=paths["tokenizer"]), 1)
+    with pytest.raises(UserError, match="holds a lam of another size"):
+        model(lam={**CODER, "codes": 6}).take_over("lam", paths["lam"])
+    with pytest.raises(UserError, match="trains one part alone: lam_objective must be pixel"):
+        model(order="latent_action", lam_objective="both")
 
 
 @pytest.mark.parametrize(
