@@ -73,12 +73,10 @@ class OnlineLoader:
         draws: np.random.SeedSequence | None = None,
     ) -> None:
         self.env, self.agent, self.settings = env, agent, settings
-        self.writer: ShardWriter | None = (
-            None  # takes whole episodes; given once it is known from where this run goes on
-        )
-        self.written: dict[str, Any] | None = (
-            None  # what an earlier part of this run wrote, where this one writes nothing
-        )
+        # takes whole episodes; given once it is known from where this run goes on
+        self.writer: ShardWriter | None = None
+        # what an earlier part of this run wrote, where this one writes nothing
+        self.written: dict[str, Any] | None = None
         length = settings.clip_length + 1
         layout = row_layout(env.experience)
         block = min(1024, -(-settings.capacity // (8 * env.num_envs)))  # what is dropped at once is little of the whole

@@ -34,7 +34,7 @@ class ReplayDataModule(LightningDataModule):
     any route. A checkpoint names files in ``RUN/replay``; resuming goes on with the same replay, environments and random
     numbers (an environment that cannot go back to its place begins a new episode). Each checkpoint writes what changed,
     which after some updates is every latent, 4 (D + S) bytes a row: with millions of rows let them be rare. Files are
-    tidied up where one callback keeps one checkpoint. ``test`` plays whole episodes.
+    tidied up where ``StepCheckpoint`` alone keeps one checkpoint. ``test`` plays whole episodes.
 
     Args:
         env: ``sprites``, ``pong``, any Gymnasium id, or ``envpool:TASK``.
@@ -304,7 +304,9 @@ class ReplayDataModule(LightningDataModule):
         if not self.keep_episodes or self.trainer.fast_dev_run:
             return None
         if folder is None:
-            rank_zero_warn("keep_episodes: a run without logger and without checkpoints has no folder to keep them in")
+            rank_zero_warn(
+                "keep_episodes: this run has neither logger nor checkpoint folder of its own, so it has no folder to keep them in"
+            )
             return None
         resume = state["writer"] if state is not None and self._goes_on_here(state) else None
         if resume is None and self._own_folder() is not None and not list(folder.glob("checkpoints/*.ckpt")):

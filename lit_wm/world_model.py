@@ -198,12 +198,10 @@ class WorldModel(LightningModule):
         """All ranks begin with the same seed, for the same weights; what they draw in training is to differ."""
         if self.trainer.ckpt_path is not None:
             self._train_as_configured()
-        if (
-            rank := self.trainer.global_rank
-        ):  # by a sum, the second rank of seed 0 would draw what the first of seed 1 draws
-            torch.manual_seed(
-                int(np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1, np.uint64)[0] >> 1)
-            )
+        if rank := self.trainer.global_rank:
+            # not a sum: the second rank of seed 0 would draw what the first of seed 1 draws
+            words = np.random.SeedSequence([torch.initial_seed(), rank])
+            torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
     def _train_as_configured(self) -> None:
         """What the configuration says is what runs: the state of optimizer and schedule that a checkpoint brings holds the

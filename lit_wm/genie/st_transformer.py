@@ -48,30 +48,6 @@ class STBlock(nn.Module):
         return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
 
 
-class FullBlock(nn.Module):
-    """Attention among all tokens of all frames up to the present one, then a feed-forward layer: C-ViViT's, as Genie's
-    comparison describes it. Cost grows with the square of the number of frames.
-
-    Args:
-        dim, heads, ffn: as for :class:`STBlock`.
-    """
-
-    def __init__(self, dim: int, heads: int, ffn: int) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
-        self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
-
-    def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """(B,T,N,D) -> (B,T,N,D), and keys and values (B,heads,(past+T)*N,D/heads)."""
-        _, t, n, _ = x_btnd.shape
-        before = 0 if past is None else past[0].shape[2] // n
-        frame = torch.arange(before + t, device=x_btnd.device).repeat_interleave(n)
-        mask = frame[before * n :, None] >= frame
-        y, past = self.attention(self.norm(x_btnd).flatten(1, 2), past, mask)
-        x_btnd = x_btnd + y.view_as(x_btnd)
-        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
-
-
 class SpaceBlock(nn.Module):
     """Attention within each frame, then a feed-forward layer: a ViT that sees every frame by itself.
 
@@ -89,6 +65,22 @@ class SpaceBlock(nn.Module):
         y, _ = self.attention(self.norm(x_btnd).flatten(0, 1))
         x_btnd = x_btnd + y.view_as(x_btnd)
         return x_btnd + self.ffn(self.norm_ffn(x_btnd)), None
+
+
+class FullBlock(SpaceBlock):
+    """Attention among all tokens of all frames up to the present one, then a feed-forward layer: C-ViViT's, as Genie's
+    comparison describes it. Cost grows with the square of the number of frames.
+    """
+
+    def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """(B,T,N,D) -> (B,T,N,D), and keys and values (B,heads,(past+T)*N,D/heads)."""
+        _, t, n, _ = x_btnd.shape
+        before = 0 if past is None else past[0].shape[2] // n
+        frame = torch.arange(before + t, device=x_btnd.device).repeat_interleave(n)
+        mask = frame[before * n :, None] >= frame
+        y, past = self.attention(self.norm(x_btnd).flatten(1, 2), past, mask)
+        x_btnd = x_btnd + y.view_as(x_btnd)
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
 
 
 BLOCKS = {"factored": STBlock, "full": FullBlock, "space": SpaceBlock}
