@@ -1,11 +1,12 @@
 """What a user did that cannot work, said in one line."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 from datamodules.experience import ExperienceError
 
-__all__ = ["ExperienceError", "UserError", "check_bounds", "check_choice"]
+__all__ = ["ExperienceError", "UserError", "check_bounds", "check_choice", "refuse_given"]
 
 
 class UserError(Exception):
@@ -44,3 +45,21 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise UserError(f"{name} '{value}' is not one of {', '.join(choices)}")
+
+
+def refuse_given(owner: str, settings: Any, names: Sequence[str], why: str) -> None:
+    """Refuse settings that nothing would read, where they differ from their defaults.
+
+    Args:
+        owner: whose settings they are, for the message.
+        settings: a dataclass instance.
+        names: of its fields that are not read.
+        why: what makes them so, for the message.
+
+    Raises:
+        UserError: names the first that was given.
+    """
+    defaults = {field.name: field.default for field in fields(settings) if field.default is not MISSING}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise UserError(f"{name} of the {owner} is {getattr(settings, name)}, but {why}: leave it out")

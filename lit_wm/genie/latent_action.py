@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_wm.errors import UserError
-from lit_wm.genie.codebooks import make_quantizer
+from lit_wm.errors import check_choice, refuse_given
+from lit_wm.genie.codebooks import Quantizer, make_quantizer
+from lit_wm.genie.gaussian_bottleneck import GaussianBottleneck
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.genie.tokenizer import causal_windows
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 POOLS = ("token", "mean")
+INPUTS = ("pixels", "tokens")
+OF_CODES = ("codes", "codebooks", "levels", "beta", "kmeans_start", "restart_below", "continuous_warmup")
+OF_PIXELS = ("downsample", "shift")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class LatentActionSettings:
     the codes find the actions at all, see the README of this folder.
 
     Args:
+        input: ``pixels``, or for the paper's comparison (table 2) ``tokens``: both encoder and decoder see the tokenizer's code
+            vectors instead of pixels, on its grid; what is predicted are pixels all the same.
         patch: pixels along the side of a patch.
         dim: width of the transformers.
         heads: attention heads.
@@ -36,7 +42,9 @@ class LatentActionSettings:
         decoder_blocks: ST blocks that see x_1:t and the codes; thrown away after training.
         codes: K.
         latent_dim: width of a code.
-        codebook: ``gradient``, ``ema`` or ``fsq``; this, ``codebooks`` and ``levels`` as for the tokenizer.
+        codebook: ``gradient``, ``ema`` or ``fsq``; this, ``codebooks`` and ``levels`` as for the tokenizer. Or ``vae``: no
+            codes but vectors, see :class:`~lit_wm.genie.gaussian_bottleneck.GaussianBottleneck`.
+        kl: weight of the divergence of ``vae``; AdaWorld's is 2e-4.
         codebooks: K as a product of so many codebooks.
         levels: of ``fsq``.
         beta: weight of the commitment loss; not stated in the paper.
@@ -61,6 +69,7 @@ class LatentActionSettings:
         continuous_warmup: updates during which vectors are not quantised. Not in the paper (0).
     """
 
+    input: str = "pixels"
     patch: int = 16
     dim: int = 512
     heads: int = 8
@@ -70,6 +79,7 @@ class LatentActionSettings:
     codes: int = 8
     latent_dim: int = 32
     codebook: str = "gradient"
+    kl: float = 0.0
     codebooks: int = 1
     levels: tuple[int, ...] = ()
     beta: float = 0.25
@@ -91,14 +101,27 @@ class LatentActions(NamedTuple):
     """What training the latent action model on a clip gives."""
 
     vectors: Tensor  # (B,T-1,latent_dim) a~, straight-through; entry t is what happened between frames t and t+1
-    codes: Tensor  # (B,T-1) int64
+    codes: Tensor  # (B,T-1) int64; with ``vae`` (B,T-1,latent_dim) float
     frames: Tensor | None  # (B,T-1,C,H,W) prediction of (coarse) frames 1..T-1; None when it was not asked for
     pixel_loss: Tensor | None  # scalar
-    vq_loss: Tensor  # scalar
+    bottleneck_loss: Tensor  # scalar: of the codebook, or the divergence of ``vae``
+
+
+def make_bottleneck(s: LatentActionSettings) -> Quantizer | GaussianBottleneck:
+    """What the change between two frames must pass through: codes, or for comparison vectors (``codebook: vae``).
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    if s.codebook != "vae":
+        refuse_given("latent action model", s, ("kl",), "codebook 'vae' alone reads it")
+        return make_quantizer(s)
+    refuse_given("latent action model", s, OF_CODES, "codebook 'vae' has no codes")
+    return GaussianBottleneck(s.kl)
 
 
 class LatentActionModel(nn.Module):
-    """Encoder: pixels x_1:t+1 -> code a~_t. Decoder: pixels x_1:t and codes a~_1:t -> pixels x_t+1.
+    """Encoder: frames x_1:t+1 -> code a~_t. Decoder: frames x_1:t and codes a~_1:t -> pixels x_t+1.
 
     The decoder is the only reason for the codes to carry the change: they are all it knows of the frame it predicts.
 
@@ -106,30 +129,36 @@ class LatentActionModel(nn.Module):
         picture: (C,H,W); H and W divisible by ``downsample`` times the patch.
         frames: the longest clip W.
         settings: sizes and switches.
+        token_dim: width of the tokenizer's code vectors, with ``input: tokens``.
 
     Raises:
-        UserError: an unknown way of pooling.
+        UserError: an unknown way of pooling or of seeing, or settings that contradict each other.
     """
 
-    def __init__(self, picture: tuple[int, int, int], frames: int, settings: LatentActionSettings) -> None:
+    def __init__(
+        self, picture: tuple[int, int, int], frames: int, settings: LatentActionSettings, token_dim: int | None = None
+    ) -> None:
         super().__init__()
-        if settings.pool not in POOLS:
-            raise UserError(f"pool '{settings.pool}' of the latent action model is not one of {', '.join(POOLS)}")
         s = self.settings = settings
+        check_choice("pool of the latent action model", s.pool, POOLS)
+        check_choice("input of the latent action model", s.input, INPUTS)
+        if s.input == "tokens":
+            refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
         check_patch(picture[1:], s.downsample)
         picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
         grid = check_patch(picture[1:], s.patch)
         pixels = s.patch * s.patch * picture[0]
-        self.patch_in = nn.Linear(pixels * (2 if s.difference_input else 1), s.dim)
+        seen = pixels if s.input == "pixels" else token_dim
+        self.patch_in = nn.Linear(seen * (2 if s.difference_input else 1), s.dim)
         self.action_token = nn.Parameter(torch.randn(s.dim) * 0.02) if s.pool == "token" else None
         extra = 0 if self.action_token is None else 1
         self.encoder = STTransformer(
             grid, frames, s.dim, s.heads, s.ffn, s.encoder_blocks, extra, positions=s.encoder_positions
         )
-        self.to_latent = nn.Linear(s.dim, s.latent_dim)
-        self.quantizer = make_quantizer(s)
-        self.decoder_in = nn.Linear(pixels * (2 if s.decoder_difference else 1), s.dim)
+        self.to_latent = nn.Linear(s.dim, s.latent_dim * (1 if self.discrete else 2))
+        self.bottleneck = make_bottleneck(s)
+        self.decoder_in = nn.Linear(seen * (2 if s.decoder_difference else 1), s.dim)
         self.action_in = nn.Linear(s.latent_dim, s.dim)
         self.decoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
         self.patch_out = nn.Linear(s.dim, pixels)
@@ -137,10 +166,23 @@ class LatentActionModel(nn.Module):
             nn.init.zeros_(self.patch_out.weight)
             nn.init.zeros_(self.patch_out.bias)
 
-    def latents(self, x_btchw: Tensor) -> Tensor:
-        """(B,T,C,H,W) as from :meth:`coarse`, T <= W -> (B,T-1,latent_dim) unquantised; entry t sees frames <= t+1."""
-        seen = with_difference(x_btchw) if self.settings.difference_input else x_btchw
-        h_btnd = self.patch_in(patchify(seen, self.settings.patch))
+    @property
+    def discrete(self) -> bool:
+        """Actions are codes, not vectors."""
+        return self.settings.codebook != "vae"
+
+    def coarse(self, x_btchw: Tensor) -> Tensor:
+        """Frames as this model sees and predicts them (``downsample``)."""
+        by = self.settings.downsample
+        return x_btchw if by == 1 else F.avg_pool2d(x_btchw.flatten(0, 1), by).unflatten(0, x_btchw.shape[:2])
+
+    def look(self, x_btchw: Tensor, z_btnc: Tensor | None = None) -> Tensor:
+        """What encoder and decoder see of a clip: (B,T,N,P) pixels of its patches, or with ``input: tokens`` (B,T,N,C) ``z_btnc``."""
+        return patchify(self.coarse(x_btchw), self.settings.patch) if self.settings.input == "pixels" else z_btnc
+
+    def latents(self, seen_btnc: Tensor) -> Tensor:
+        """A clip as from :meth:`look`, T <= W -> (B,T-1,to_latent) before the bottleneck; entry t sees frames <= t+1."""
+        h_btnd = self.patch_in(with_difference(seen_btnc) if self.settings.difference_input else seen_btnc)
         if self.action_token is not None:
             token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
             pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
@@ -148,50 +190,67 @@ class LatentActionModel(nn.Module):
             pooled_btd = self.encoder(h_btnd).mean(2)
         return self.to_latent(pooled_btd)[:, 1:]
 
-    def coarse(self, x_btchw: Tensor) -> Tensor:
-        """Frames as this model sees them (``downsample``)."""
-        by = self.settings.downsample
-        return x_btchw if by == 1 else F.avg_pool2d(x_btchw.flatten(0, 1), by).unflatten(0, x_btchw.shape[:2])
+    def encode(self, x_btchw: Tensor, z_btnc: Tensor | None = None) -> Tensor:
+        """(B,T,C,H,W) in [0, 1], any T -> (B,T-1) int64 codes, or (B,T-1,latent_dim) vectors with ``vae``.
 
-    def encode(self, x_btchw: Tensor) -> Tensor:
-        """(B,T,C,H,W) in [0, 1], any T -> (B,T-1) int64 codes. Learns nothing; long clips as the tokenizer's."""
+        Learns nothing. Long clips as the tokenizer's; ``z_btnc`` as for :meth:`look`.
+        """
+        seen_btnc = self.look(x_btchw, z_btnc)
         parts = [
-            self.quantizer.encode(self.latents(self.coarse(x_btchw[:, start:stop])))[:, max(keep - 1 - start, 0) :]
-            for start, keep, stop in causal_windows(x_btchw.shape[1], self.frames)
+            self.bottleneck.encode(self.latents(seen_btnc[:, start:stop]))[:, max(keep - 1 - start, 0) :]
+            for start, keep, stop in causal_windows(seen_btnc.shape[1], self.frames)
         ]
         return torch.cat(parts, 1)
 
-    def decode(self, x_btchw: Tensor, actions_bta: Tensor) -> Tensor:
-        """Frames (B,T,C,H,W) as from :meth:`coarse` and actions (B,T,latent_dim) after them -> (B,T,C,H,W), the next ones."""
+    def decode(self, x_btchw: Tensor, actions_bta: Tensor, z_btnc: Tensor | None = None) -> Tensor:
+        """The frames that follow.
+
+        Args:
+            x_btchw: (B,T,C,H,W) frames as from :meth:`coarse`.
+            actions_bta: (B,T,latent_dim) what is done after each.
+            z_btnc: as for :meth:`look`.
+
+        Returns:
+            (B,T,C,H,W), coarse likewise.
+        """
         s = self.settings
-        seen = with_difference(x_btchw) if s.decoder_difference else x_btchw
-        h_btnd = self.decoder_in(patchify(seen, s.patch)) + self.action_in(actions_bta)[:, :, None]
+        seen_btnc = patchify(x_btchw, s.patch) if s.input == "pixels" else z_btnc
+        seen_btnc = with_difference(seen_btnc) if s.decoder_difference else seen_btnc
+        h_btnd = self.decoder_in(seen_btnc) + self.action_in(actions_bta)[:, :, None]
         y = unpatchify(self.patch_out(self.decoder(h_btnd)), s.patch, self.picture[0], self.picture[1:])
         return x_btchw + y if s.residual_output else y.sigmoid()
 
-    def forward(self, x_btchw: Tensor, continuous: bool = False, predict_pixels: bool = True) -> LatentActions:
+    def forward(
+        self,
+        x_btchw: Tensor,
+        z_btnc: Tensor | None = None,
+        continuous: bool = False,
+        predict_pixels: bool = True,
+    ) -> LatentActions:
         """Infer a clip's actions and, from them, its frames.
 
         Args:
             x_btchw: (B,T,C,H,W) in [0, 1], 2 <= T <= W.
+            z_btnc: as for :meth:`look`.
             continuous: skip quantisation (``continuous_warmup``).
             predict_pixels: run the decoder; without it only another model's loss can teach the codes.
         """
         s = self.settings
-        z = self.latents(self.coarse(random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw))
-        x_btchw = self.coarse(x_btchw)
-        quantized = self.quantizer.let_through(z) if continuous else self.quantizer(z)
+        shifted = random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw
+        latents = self.latents(self.look(shifted, z_btnc))
+        passed = self.bottleneck.let_through(latents) if continuous else self.bottleneck(latents)
         frames = error = None
         if predict_pixels:
-            frames = self.decode(x_btchw[:, :-1], quantized.vectors)
+            x_btchw = self.coarse(x_btchw)
+            z_btnc = None if z_btnc is None else z_btnc[:, :-1]
+            frames = self.decode(x_btchw[:, :-1], passed.vectors, z_btnc)
             error = pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
-        return LatentActions(quantized.vectors, quantized.codes, frames, error, quantized.loss)
+        return LatentActions(passed.vectors, passed.codes, frames, error, passed.loss)
 
 
-def with_difference(x_btchw: Tensor) -> Tensor:
-    """Each frame, and beside it what changed since the frame before (nothing, for the first): (B,T,2C,H,W)."""
-    change = torch.cat([torch.zeros_like(x_btchw[:, :1]), x_btchw[:, 1:] - x_btchw[:, :-1]], 1)
-    return torch.cat([x_btchw, change], 2)
+def with_difference(seen_btnc: Tensor) -> Tensor:
+    """What is seen of each frame, and beside it how that differs from the frame before (0 for the first): (B,T,N,2C)."""
+    return torch.cat([seen_btnc, F.pad(seen_btnc.diff(dim=1), (0, 0, 0, 0, 1, 0))], -1)
 
 
 def random_shift(x_btchw: Tensor, most: int) -> Tensor:

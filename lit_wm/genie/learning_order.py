@@ -8,10 +8,6 @@ from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor,
 
 PARTS = ("tokenizer", "lam", "dynamics")
 ORDERS = ("staged", "joint", "tokenizer", "world", "latent_action", "dynamics")
-TAKEN_OVER = {
-    "world": ("tokenizer",),
-    "dynamics": ("tokenizer", "lam"),
-}  # order -> parts that earlier runs have trained
 DECAYS = ("constant", "cosine", "linear")
 
 
@@ -23,6 +19,14 @@ def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...
         return ("tokenizer",)
     alone = {"latent_action": ("lam",), "dynamics": ("dynamics",)}
     return alone.get(order, ("lam", "dynamics"))
+
+
+def needed_parts(order: str, lam_input: str) -> tuple[str, ...]:
+    """Parts that an earlier run must have trained, and whose checkpoints an order therefore needs."""
+    needed = {"world": ("tokenizer",), "dynamics": ("tokenizer", "lam")}
+    if lam_input == "tokens":  # made by a tokenizer that does not learn in this run
+        needed["latent_action"] = ("tokenizer",)
+    return needed.get(order, ())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,48 +17,20 @@ from lit_wm.checkpoint_file import read_checkpoint
 from lit_wm.contract import Batch, State, map_state, repeat_samples
 from lit_wm.distributed import global_sum, world_size
 from lit_wm.errors import UserError, check_bounds
-from lit_wm.genie.dynamics import DynamicsModel, DynamicsSettings, draw_mask
+from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
-from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, TAKEN_OVER, OptimizerSettings, trained_parts
+from lit_wm.genie.learning_order import PARTS, OptimizerSettings, needed_parts, trained_parts
+from lit_wm.genie.rollout import make_dynamics, rollout
+from lit_wm.genie.settings import check_learning, check_parts, settings_from
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
 from lit_wm.world_model import WorldModel
 
-OBJECTIVES = ("pixel", "dynamics", "both")
 DECODE_WINDOWS = 256  # windows decoded at once: bounds memory, not results
-
-
-LEAST_DYNAMICS = {"dim": 4, "heads": 1, "ffn": 1, "blocks": 1, "sampling_steps": 1, "temperature": 0}
-LEAST = {
-    "patch": 1,
-    "dim": 4,
-    "heads": 1,
-    "ffn": 1,
-    "encoder_blocks": 0,
-    "decoder_blocks": 0,
-    "codes": 2,
-    "latent_dim": 1,
-}
-LEAST |= {"continuous_warmup": 0, "beta": 0}
 TOKENIZER, LATENT_ACTION, DYNAMICS = TokenizerSettings(), LatentActionSettings(), DynamicsSettings()
 TOKENIZER_OPTIMIZER = OptimizerSettings(lr=3e-4, warmup_steps=10_000, decay="constant")
 WORLD_OPTIMIZER = OptimizerSettings()
-Settings = TypeVar("Settings")
-
-
-def settings_from(cls: type[Settings], given: Settings | dict[str, Any], name: str) -> Settings:
-    """Settings from a config's dictionary.
-
-    Raises:
-        UserError: a key that does not exist.
-    """
-    if isinstance(given, cls):
-        return given
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise UserError(f"'{name}' of the genie model: {str(error).split('__init__() ')[-1]}") from error
 
 
 class GenieModule(WorldModel):
@@ -121,32 +93,21 @@ class GenieModule(WorldModel):
         self.optimizers_of = {
             part: settings_from(OptimizerSettings, given, f"{part}_optimizer") for part, given in optimizers.items()
         }
-        self._check_names(order, lam_objective)
         t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
         a = settings_from(LatentActionSettings, lam, "lam")
         d = settings_from(DynamicsSettings, dynamics, "dynamics")
-        for part, settings, least in (("tokenizer", t, LEAST), ("lam", a, LEAST), ("dynamics", d, LEAST_DYNAMICS)):
-            check_bounds(f"genie model's {part}", vars(settings), least)
-        for part, settings in self.optimizers_of.items():
-            check_bounds(f"genie model's {part}_optimizer", vars(settings), {"warmup_steps": 0}, positive=("lr",))
         check_bounds("genie model", {"frames": frames}, {"frames": 2})
-        if not 0 <= d.whole_frames < 1:
-            raise UserError(f"dynamics.whole_frames of the genie model is {d.whole_frames}, it must be in [0, 1)")
-        if order == "staged" and t.continuous_warmup >= max(tokenizer_steps, 1):
-            raise UserError(
-                f"tokenizer.continuous_warmup {t.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
-                " of the genie model to its codebook"
-            )
+        check_parts(t, a, d)
+        check_learning(order, lam_objective, tokenizer_steps, t, self.optimizers_of)
         if "frames" not in self.spec.pictures:
             raise UserError("the genie model needs the picture 'frames', which this data does not hold")
         height, width, channels = self.spec.observations["frames"]
         picture = (channels, height, width)
         try:
             self.tokenizer = VideoTokenizer(picture, frames, t)
-            self.lam = LatentActionModel(picture, frames, a)
-            self.dynamics = DynamicsModel(
-                self.tokenizer.grid, frames, self.tokenizer.quantizer.codebook, a.latent_dim, d
-            )
+            codebook = self.tokenizer.quantizer.codebook
+            self.lam = LatentActionModel(picture, frames, a, codebook.shape[1])
+            self.dynamics = make_dynamics(self.tokenizer.grid, frames, codebook, a.latent_dim, d)
         except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
             raise UserError(f"the genie model cannot be built: {error}") from error
         self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
@@ -158,18 +119,6 @@ class GenieModule(WorldModel):
         tokenizer_optimizer, lam_optimizer, dynamics_optimizer = (asdict(self.optimizers_of[part]) for part in PARTS)
         self.save_hyperparameters()
 
-    def _check_names(self, order: str, lam_objective: str) -> None:
-        decays = ((f"decay of the {part} optimizer", s.decay, DECAYS) for part, s in self.optimizers_of.items())
-        for what, name, known in (
-            ("order", order, ORDERS),
-            ("lam_objective", lam_objective, OBJECTIVES),
-            *decays,
-        ):
-            if name not in known:
-                raise UserError(f"{what} '{name}' of the genie model is not one of {', '.join(known)}")
-        if order in ("latent_action", "dynamics") and lam_objective != "pixel":
-            raise UserError(f"order '{order}' of the genie model trains one part alone: lam_objective must be pixel")
-
     # ---- learning ------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -180,6 +129,7 @@ class GenieModule(WorldModel):
         step = self.updates
         parts = trained_parts(self.order, step, self.tokenizer_steps)
         losses: dict[str, Tensor] = {}
+        tokens_btn = None
         if "tokenizer" in parts:
             seen = self.tokenizer(x_btchw, continuous=step < self.tokenizer.settings.continuous_warmup)
             tokens_btn = seen.tokens
@@ -189,11 +139,13 @@ class GenieModule(WorldModel):
             with torch.no_grad():
                 tokens_btn = self.tokenizer.encode(x_btchw)
         if "lam" in parts:
-            of_codes, action_bta = self._latent_action_losses(x_btchw, self._world_step(step))
-            losses |= of_codes
+            of_actions, action_bta = self._latent_action_losses(x_btchw, tokens_btn, self._world_step(step))
+            losses |= of_actions
         elif "dynamics" in parts:
             with torch.no_grad():
-                action_bta = self.lam.quantizer.embed(self.lam.encode(x_btchw))
+                action_bta = self.lam.bottleneck.embed(
+                    self.lam.encode(x_btchw, self._code_vectors(x_btchw, tokens_btn))
+                )
         if "dynamics" in parts:
             losses |= self._dynamics_losses(tokens_btn, action_bta)
         return losses
@@ -202,31 +154,45 @@ class GenieModule(WorldModel):
     def start_from(self, batch: Batch) -> None:
         """Start the codebooks that begin by k-means. Until then nearly all vectors share a few random codes."""
         x_btchw = self.frames_of(batch)[:, : self.frames]
-        for part, seen in ((self.tokenizer, x_btchw), (self.lam, self.lam.coarse(x_btchw))):
+        looks = (
+            (self.tokenizer, self.tokenizer.quantizer, lambda: x_btchw),
+            (self.lam, self.lam.bottleneck, lambda: self.lam.look(x_btchw, self._code_vectors(x_btchw))),
+        )
+        for part, quantizer, look in looks:
             if part.settings.kmeans_start:
-                part.quantizer.train()(part.latents(seen))
-                part.quantizer.train(self.training)
-        self.dynamics.see_codes(self.tokenizer.quantizer.codebook)
+                quantizer.train()(part.latents(look()))
+                quantizer.train(self.training)
+        self.dynamics.input.see_codes(self.tokenizer.quantizer.codebook)
 
-    def _latent_action_losses(self, x_btchw: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+    @torch.no_grad()
+    def _code_vectors(self, x_btchw: Tensor, tokens_btn: Tensor | None = None) -> Tensor | None:
+        """(B,T,N,C) the tokens' code vectors where the latent action model sees those, else None."""
+        if self.lam.settings.input == "pixels":
+            return None
+        return self.tokenizer.quantizer.embed(self.tokenizer.encode(x_btchw) if tokens_btn is None else tokens_btn)
+
+    def _latent_action_losses(
+        self, x_btchw: Tensor, tokens_btn: Tensor | None, step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of the latent action model at its own update ``step``, and the actions (B,T-1,A) as the dynamics gets them."""
         by_pixels = self.lam_objective != "dynamics"
         continuous = step < self.lam.settings.continuous_warmup
-        actions = self.lam(x_btchw, continuous, predict_pixels=by_pixels)
-        losses = {"lam_vq": actions.vq_loss, "_lam_perplexity": self.lam.quantizer.perplexity()}
+        actions = self.lam(x_btchw, self._code_vectors(x_btchw, tokens_btn), continuous, predict_pixels=by_pixels)
+        losses = {"lam_bottleneck": actions.bottleneck_loss}
+        if self.lam.discrete:
+            losses["_lam_perplexity"] = self.lam.bottleneck.perplexity()
         if by_pixels:
             losses["lam_pixels"] = actions.pixel_loss
         return losses, actions.vectors.detach() if self.lam_objective == "pixel" else actions.vectors
 
     def _dynamics_losses(self, tokens_btn: Tensor, action_bta: Tensor) -> dict[str, Tensor]:
         if self.training:
-            self.dynamics.see_codes(self.tokenizer.quantizer.codebook)  # in the order 'joint' they still move
-        mask_btn = draw_mask(tokens_btn.shape, tokens_btn.device, self.dynamics.settings.whole_frames)
-        nats_m, right_m = self.dynamics.loss(tokens_btn, action_bta, mask_btn)
-        masked = nats_m.new_tensor(len(nats_m))
-        if self.training:  # the mean over all ranks' masked tokens, not the mean of their means
-            masked = global_sum(masked) / world_size()
-        return {"dynamics_ce": nats_m.sum() / masked.clamp(min=1), "_dynamics_accuracy": right_m.float().mean()}
+            self.dynamics.input.see_codes(self.tokenizer.quantizer.codebook)  # in the order 'joint' they still move
+        nats_m, right_m = self.dynamics.loss(tokens_btn, action_bta)
+        counted = nats_m.new_tensor(len(nats_m))
+        if self.training:  # the mean over all ranks' tokens that count, not the mean of their means
+            counted = global_sum(counted) / world_size()
+        return {"dynamics_ce": nats_m.sum() / counted.clamp(min=1), "_dynamics_accuracy": right_m.float().mean()}
 
     def _world_step(self, step: int) -> int:
         return step - self.tokenizer_steps if self.order == "staged" else step
@@ -268,7 +234,7 @@ class GenieModule(WorldModel):
         for part, path in self.taken_from.items():
             if path is not None:
                 self.take_over(part, path)
-            elif part in TAKEN_OVER.get(self.order, ()):
+            elif part in needed_parts(self.order, self.lam.settings.input):
                 raise UserError(
                     f"order '{self.order}' of the genie model needs '{part}_checkpoint', a checkpoint with a trained {part}"
                 )
@@ -305,16 +271,20 @@ class GenieModule(WorldModel):
         """Windows of the last W frames' tokens, the codes that led to them, and which of them exist (:func:`windows_of`)."""
         x_btchw = self.frames_of(batch)
         tokens_btn = self.tokenizer.encode(x_btchw)
-        codes_bt = F.pad(self.infer_actions(batch), (1, 0))
-        return windows_of(tokens_btn, codes_bt, torch.ones_like(codes_bt, dtype=torch.bool), self.frames)
+        codes = self._codes_between(x_btchw, tokens_btn)
+        codes = F.pad(codes, (*[0] * (2 * (codes.ndim - 2)), 1, 0))  # nothing led to the first frame
+        return windows_of(tokens_btn, codes, torch.ones_like(tokens_btn[..., 0], dtype=torch.bool), self.frames)
 
     @torch.no_grad()
     def infer_actions(self, batch: Batch) -> Tensor:
-        """(B,T-1) int64 codes; code t sees frames <= t+1."""
-        x_btchw = self.frames_of(batch)
+        """(B,T-1) int64 codes, or with ``lam.codebook: vae`` (B,T-1,latent_dim) vectors; entry t sees frames <= t+1."""
+        return self._codes_between(self.frames_of(batch))
+
+    def _codes_between(self, x_btchw: Tensor, tokens_btn: Tensor | None = None) -> Tensor:
         if x_btchw.shape[1] < 2:
-            return torch.zeros(len(x_btchw), 0, dtype=torch.int64, device=x_btchw.device)
-        return self.lam.encode(x_btchw)
+            nothing = x_btchw.new_zeros(len(x_btchw), 0, self.lam.settings.latent_dim)
+            return nothing[..., 0].long() if self.lam.discrete else nothing
+        return self.lam.encode(x_btchw, self._code_vectors(x_btchw, tokens_btn))
 
     @torch.no_grad()
     def imagine(
@@ -329,7 +299,7 @@ class GenieModule(WorldModel):
 
         Args:
             state: leading axis (B,).
-            actions: (B,K) int64 codes.
+            actions: (B,K) int64 codes, or (B,K,latent_dim) vectors: what :meth:`infer_actions` gives.
             samples: S; with temperature 0 all are equal and computed once.
             temperature: see above.
             generator: source of randomness.
@@ -337,23 +307,38 @@ class GenieModule(WorldModel):
         Raises:
             UserError: a code outside the codebook.
         """
-        if actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < self.lam.settings.codes:
-            raise UserError(f"codes must lie in 0..{self.lam.settings.codes - 1}: give what infer_actions returns")
+        self.check_actions(actions)
         drawn = samples if temperature > 0 else 1
         state = repeat_samples(state, drawn)
-        actions = actions.long().repeat_interleave(drawn, 0)
-        tokens_bkn = state["tokens"].new_zeros(*actions.shape, self.tokenizer.tokens)
+        actions = actions.to(state["codes"].dtype).repeat_interleave(drawn, 0)
+        tokens_bkn = state["tokens"].new_zeros(*actions.shape[:2], self.tokenizer.tokens)
         for length, rows in groups_by_length(state["valid"]):
-            tokens_bkn[rows] = self.dynamics.rollout(
+            tokens_bkn[rows] = rollout(
+                self.dynamics,
                 state["tokens"][rows, -length:],
-                self.lam.quantizer.embed(state["codes"][rows, -length:][:, 1:]),
-                self.lam.quantizer.embed(actions[rows]),
+                self.lam.bottleneck.embed(state["codes"][rows, -length:][:, 1:]),
+                self.lam.bottleneck.embed(actions[rows]),
                 temperature,
                 generator,
             )
         future = continue_windows(state, tokens_bkn, actions)
         future = map_state(future, lambda x: x.unflatten(0, (-1, drawn)))
         return map_state(future, lambda x: x.expand(-1, samples, *x.shape[2:]))
+
+    def check_actions(self, actions: Tensor) -> None:
+        """Refuse what no latent action is.
+
+        Raises:
+            UserError: a code outside the codebook, or vectors for codes and the other way round.
+        """
+        s = self.lam.settings
+        if self.lam.discrete:
+            if actions.ndim != 2 or (actions.numel() and not 0 <= actions.min() <= actions.max() < s.codes):
+                raise UserError(f"codes must lie in 0..{s.codes - 1}: give what infer_actions returns")
+        elif actions.shape[2:] != (s.latent_dim,):
+            raise UserError(
+                f"this model's actions are vectors of {s.latent_dim} numbers: give what infer_actions returns"
+            )
 
     def features(self, state: State) -> Tensor:
         """(..., 4 * latent_dim): where the codes lie. See :func:`~lit_wm.nn.moments.spatial_moments`."""

@@ -53,18 +53,19 @@ class SpaceBlock(nn.Module):
 
     Args:
         dim, heads, ffn: as for :class:`STBlock`.
+        causal: tokens see only those before them in reading order, and ``past`` holds tokens of the same frame.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int) -> None:
+    def __init__(self, dim: int, heads: int, ffn: int, causal: bool = False) -> None:
         super().__init__()
-        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, causal)
         self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
 
-    def forward(self, x_btnd: Tensor, past: None = None) -> tuple[Tensor, None]:
-        """(B,T,N,D) -> (B,T,N,D)."""
-        y, _ = self.attention(self.norm(x_btnd).flatten(0, 1))
+    def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues | None]:
+        """(B,T,N,D) -> (B,T,N,D); with ``causal`` also the keys and values (B*T,heads,past+N,D/heads)."""
+        y, past = self.attention(self.norm(x_btnd).flatten(0, 1), past)
         x_btnd = x_btnd + y.view_as(x_btnd)
-        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), None
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past if self.attention.causal else None
 
 
 class FullBlock(SpaceBlock):

@@ -16,20 +16,25 @@ def windows_of(tokens_btn: Tensor, codes_bt: Tensor, valid_bt: Tensor, frames: i
 
     Args:
         tokens_btn: (B,T,N) int64.
-        codes_bt: (B,T) int64; entry t is the action that **led to** frame t.
+        codes_bt: (B,T) int64, or (B,T,A) where actions are vectors; entry t is the action that **led to** frame t.
         valid_bt: (B,T) bool; False where there is no frame.
         frames: W.
 
     Returns:
-        ``tokens`` (B,T,W,N), ``codes`` (B,T,W) and ``valid`` (B,T,W) with the current frame in the last place; what lies
+        ``tokens`` (B,T,W,N), ``codes`` (B,T,W[,A]) and ``valid`` (B,T,W) with the current frame in the last place; what lies
         before the beginning of the sequence is 0 and not valid. (B,T,...) may be views that share memory.
     """
-    pad = frames - 1
     return {
-        "tokens": F.pad(tokens_btn, (0, 0, pad, 0)).unfold(1, frames, 1).transpose(2, 3),
-        "codes": F.pad(codes_bt, (pad, 0)).unfold(1, frames, 1),
-        "valid": F.pad(valid_bt, (pad, 0)).unfold(1, frames, 1),
+        "tokens": last_ones(tokens_btn, frames),
+        "codes": last_ones(codes_bt, frames),
+        "valid": last_ones(valid_bt, frames),
     }
+
+
+def last_ones(x_bt: Tensor, frames: int) -> Tensor:
+    """(B,T,...) -> (B,T,W,...): at each moment the last W entries, zeros before the first."""
+    before = (*[0] * (2 * (x_bt.ndim - 2)), frames - 1, 0)
+    return F.pad(x_bt, before).unfold(1, frames, 1).movedim(-1, 2)
 
 
 def continue_windows(state: State, tokens_bkn: Tensor, codes_bk: Tensor) -> State:

@@ -230,13 +230,13 @@ def test_codebooks_of_the_floor_are_started_where_those_of_the_run_were(folder):
             return ((z - quantizer.embed(quantizer.encode(z))).square().mean() / z.var((0, 1, 2)).mean()).item()
 
     assert lost_by_quantising(built) > 0.8 and lost_by_quantising(floor) < 0.4
-    assert torch.equal(floor.dynamics.codes, again.dynamics.codes)
+    assert torch.equal(floor.dynamics.input.codes, again.dynamics.input.codes)
     weights, floor_weights = built.state_dict(), floor.state_dict()
     changed = {name for name in weights if not torch.equal(weights[name], floor_weights[name])}
     parts = {
         f"{part}.quantizer.{name}" for part in ("tokenizer", "lam") for name in ("codebook", "usage", "sums", "updates")
     }
-    assert changed == parts | {"dynamics.codes"}, "the weights are those of every floor"
+    assert changed == parts | {"dynamics.input.codes"}, "the weights are those of every floor"
     plain = jepa.fresh_model(0).state_dict()
     assert all(
         torch.equal(value, plain[name]) for name, value in compare.floor_model(jepa, clips, 0).state_dict().items()

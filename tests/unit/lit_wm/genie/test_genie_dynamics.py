@@ -7,27 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_wm.genie.dynamics import (
-    DynamicsModel,
-    DynamicsSettings,
-    draw_mask,
-    draw_tokens,
-    kept_counts,
-    maskgit_sample,
-)
+from lit_wm.genie.dynamics import DynamicsModel
+from lit_wm.genie.dynamics_settings import DynamicsSettings
+from lit_wm.genie.maskgit import draw_mask, draw_tokens, kept_counts, maskgit_sample
+from lit_wm.genie.rollout import kept_frames, rollout
 
 SETTINGS = DynamicsSettings(dim=16, heads=2, ffn=32, blocks=2, sampling_steps=4, temperature=1.0)
 VOCABULARY, N, W = 12, 6, 6
 
 
 @pytest.fixture(
-    params=[{}, {"know_codes": True}, {"neighbours": True}], ids=lambda options: next(iter(options), "paper")
+    params=[{}, {"know_codes": True}, {"neighbours": True}, {"action": "prepend"}],
+    ids=lambda options: next(iter(options), "paper"),
 )
 def model(request):
     torch.manual_seed(0)
     settings = replace(SETTINGS, **request.param)
     m = DynamicsModel((2, 3), W, torch.randn(VOCABULARY, 5), 4, settings).eval()
-    torch.nn.init.normal_(m.head.weight)  # decided opinions, so that a wrong input would show
+    torch.nn.init.normal_(m.input.head.weight)  # decided opinions, so that a wrong input would show
     return m
 
 
@@ -61,14 +58,14 @@ def test_tokens_with_equal_code_vectors_are_one_where_codes_are_known():
     codebook = torch.randn(VOCABULARY, 5)
     codebook[7] = codebook[3]
     m = DynamicsModel((2, 3), W, codebook, 4, replace(SETTINGS, know_codes=True)).eval()
-    torch.nn.init.zeros_(m.head.weight), torch.nn.init.zeros_(m.head.bias)
+    torch.nn.init.zeros_(m.input.head.weight), torch.nn.init.zeros_(m.input.head.bias)
     tokens, actions = inputs()
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, 3] = True
     logits = m(tokens, actions, mask)
     assert torch.equal(m(torch.where(tokens == 3, 7, tokens), actions, mask), logits)
     torch.testing.assert_close(logits[..., 3], logits[..., 7])
-    m.see_codes(2 * codebook + 1)  # scale and place of the codebook do not matter
+    m.input.see_codes(2 * codebook + 1)  # scale and place of the codebook do not matter
     torch.testing.assert_close(m(tokens, actions, mask), logits, rtol=1e-4, atol=1e-5)
 
 
@@ -82,7 +79,7 @@ def test_cross_entropy_of_masked_tokens_only_against_the_unmasked_targets(model)
     tokens, actions = inputs()
     torch.manual_seed(1)
     mask = draw_mask(tuple(tokens.shape), torch.device("cpu"))
-    nats, right = model.loss(tokens, actions, mask)
+    nats, right = model.masked_loss(tokens, actions, mask)
     logits = model(tokens, actions, mask)
     everywhere = F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none")
     assert nats.shape == (int(mask.sum()),)
@@ -159,9 +156,10 @@ def test_a_settled_token_stays_and_the_surest_settle_first():
 
 def uncached(model, tokens, past_actions, actions, temperature, generator):
     """The sampler as the paper describes it: the whole clip through the model at every step."""
+    clip = tokens
     for k in range(actions.shape[1]):
         led = torch.cat([past_actions, actions[:, : k + 1]], 1)
-        clip = tokens[:, -(W - 1) :]
+        clip = clip[:, -kept_frames(clip.shape[1], W) :]
         led = led[:, -clip.shape[1] :]
 
         def logits_of(frame, mask, clip=clip, led=led):
@@ -169,6 +167,7 @@ def uncached(model, tokens, past_actions, actions, temperature, generator):
             return model(torch.cat([clip, frame[:, None]], 1), led, masks)[:, -1]
 
         frame = maskgit_sample(logits_of, (len(tokens), N), SETTINGS.sampling_steps, temperature, generator)
+        clip = torch.cat([clip, frame[:, None]], 1)
         tokens = torch.cat([tokens, frame[:, None]], 1)
     return tokens[:, -actions.shape[1] :]
 
@@ -180,7 +179,7 @@ def test_cached_rollout_equals_the_uncached_one(model, temperature, context):
     tokens, past = inputs(context)
     actions = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        a = model.rollout(tokens, past, actions, temperature, torch.Generator().manual_seed(4))
+        a = rollout(model, tokens, past, actions, temperature, torch.Generator().manual_seed(4))
         b = uncached(model, tokens, past, actions, temperature, torch.Generator().manual_seed(4))
     assert a.shape == (2, 5, N)
     assert torch.equal(a, b)
@@ -189,7 +188,7 @@ def test_cached_rollout_equals_the_uncached_one(model, temperature, context):
 def test_a_rollout_obeys_its_generator(model):
     tokens, past = inputs(3)
     actions = torch.zeros(2, 4, 4)
-    a, b, c = (model.rollout(tokens, past, actions, 1.0, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    a, b, c = (rollout(model, tokens, past, actions, 1.0, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

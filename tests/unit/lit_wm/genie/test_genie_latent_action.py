@@ -29,7 +29,7 @@ def test_a_code_sees_the_frame_it_leads_to_and_nothing_later(options):
     m, x = model(**options), clip()
     changed = x.clone()
     changed[:, 4:] = clip(seed=1)[:, 4:]
-    a, b = m.latents(x), m.latents(changed)
+    a, b = m.latents(m.look(x)), m.latents(m.look(changed))
     assert a.shape == (2, 5, 8)
     assert torch.equal(a[:, :3], b[:, :3])  # codes 0..2 lead to frames 1..3
     assert (a[:, 3] != b[:, 3]).any(-1).all()  # code 3 leads to frame 4
@@ -73,7 +73,7 @@ def test_losses_reach_every_part_and_only_when_asked():
     m, x = model().train(), clip()
     out = m(x)
     assert torch.equal(out.pixel_loss, (out.frames - x[:, 1:]).square().mean())
-    (out.pixel_loss + out.vq_loss).backward()
+    (out.pixel_loss + out.bottleneck_loss).backward()
     assert all(p.grad is not None for p in m.parameters())
     blind = model().train()(x, predict_pixels=False)
     assert blind.frames is None
@@ -82,11 +82,11 @@ def test_losses_reach_every_part_and_only_when_asked():
 
 def test_continuous_vectors_are_those_of_the_encoder():
     m, x = model().train(), clip()
-    before = m.quantizer.usage.clone()
+    before = m.bottleneck.usage.clone()
     out = m(x, continuous=True)
-    assert torch.equal(out.vectors, m.latents(x))
-    assert out.vq_loss == 0
-    assert torch.equal(m.quantizer.usage, before)
+    assert torch.equal(out.vectors, m.latents(m.look(x)))
+    assert out.bottleneck_loss == 0
+    assert torch.equal(m.bottleneck.usage, before)
     assert not torch.allclose(m(x).vectors, out.vectors)
 
 
@@ -149,17 +149,17 @@ def test_downsampled_it_sees_averages():
     assert torch.allclose(out.pixel_loss, (out.frames - coarse[:, 1:]).square().mean())
     block = x.view(2, 6, 3, 4, 2, 6, 2)
     shuffled = block.flip(4, 6).reshape(x.shape)  # other pixels, the same averages
-    assert torch.allclose(m.latents(m.coarse(shuffled)), m.latents(coarse), atol=1e-6)
+    assert torch.allclose(m.latents(m.look(shuffled)), m.latents(m.look(x)), atol=1e-6)
 
 
 def test_without_positions_the_encoder_cannot_tell_where():
     m, x = model(encoder_positions=False, pool="mean"), clip()
     moved = x.roll(4, -1)  # by one patch
-    assert torch.allclose(m.latents(moved), m.latents(x), atol=1e-5)
+    assert torch.allclose(m.latents(m.look(moved)), m.latents(m.look(x)), atol=1e-5)
     m = model(pool="mean")
-    assert not torch.allclose(m.latents(moved), m.latents(x), atol=1e-5)
+    assert not torch.allclose(m.latents(m.look(moved)), m.latents(m.look(x)), atol=1e-5)
 
 
 def test_unknown_pool():
-    with pytest.raises(UserError, match="pool 'max'"):
+    with pytest.raises(UserError, match="pool of the latent action model 'max'"):
         model(pool="max")

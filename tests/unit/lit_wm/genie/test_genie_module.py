@@ -141,8 +141,9 @@ def test_imagination_of_states_of_different_age_equals_one_by_one():
 
 def test_imagination_is_blind_obeys_its_codes_and_its_generator():
     m, batch = model().eval(), clips(t=6)
-    torch.nn.init.normal_(m.dynamics.head.weight)
-    torch.nn.init.normal_(m.lam.quantizer.codebook)
+    torch.nn.init.normal_(m.dynamics.input.head.weight)
+    torch.nn.init.normal_(m.dynamics.input.action_in.weight)
+    torch.nn.init.normal_(m.lam.bottleneck.codebook)
     state = at(m.observe(batch), 2)
 
     def tokens(codes, seed=0, **options):
@@ -165,6 +166,44 @@ def test_wrong_codes_and_clips_over_an_episodes_end():
     batch["is_first"][0, 2] = True
     with pytest.raises(UserError, match="'is_first' is set inside a clip"):
         m.observe(batch)
+
+
+VARIANTS = {
+    "vectors": {"lam": {**CODER, "codebook": "vae", "kl": 1e-3, "latent_dim": 8}},
+    "from tokens": {"lam": {**CODER, "latent_dim": 8, "input": "tokens"}},
+    "autoregressive": {"dynamics": {"kind": "autoregressive", "dim": 16, "heads": 2, "ffn": 32, "blocks": 2}},
+    "prepended": {
+        "dynamics": {"action": "prepend", "dim": 16, "heads": 2, "ffn": 32, "blocks": 1, "sampling_steps": 3}
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_keeps_the_contract(name, tmp_path):
+    m, batch = model(**VARIANTS[name]), clips(t=7)
+    fit(m, 2).save_checkpoint(tmp_path / "genie.ckpt")
+    m = GenieModule.load_from_checkpoint(tmp_path / "genie.ckpt", weights_only=True).eval()
+    codes, state = m.infer_actions(batch), m.observe(batch)
+    assert codes.shape[:2] == (2, 6)
+    assert torch.equal(state["codes"][:, 5, -3:], codes[:, 2:5])  # the codes that led to frames 3, 4, 5
+    future = m.imagine(at(state, 1), codes[:, 1:], samples=2, generator=torch.Generator().manual_seed(0))
+    again = m.imagine(at(state, 1), codes[:, 1:], samples=2, generator=torch.Generator().manual_seed(0))
+    assert future["tokens"].shape == (2, 2, 5, W, N)
+    assert torch.equal(future["tokens"], again["tokens"])
+    assert m.decode(future).shape == (2, 2, 5, 3, 16, 16)
+    assert m.features(future).shape == (2, 2, 5, 32)
+    assert m.infer_actions(clips(t=1)).shape[:2] == (2, 0)
+    changed = {**batch, "frames": torch.cat([batch["frames"][:, :5], clips(t=2, seed=3)["frames"]], 1)}
+    assert torch.equal(m.infer_actions(changed)[:, :4], codes[:, :4])
+
+
+def test_vectors_and_codes_are_not_mixed_up():
+    m, batch = model(**VARIANTS["vectors"]).eval(), clips()
+    with pytest.raises(UserError, match="this model's actions are vectors of 8 numbers"):
+        m.imagine(at(m.observe(batch), 0), torch.zeros(2, 1, dtype=torch.int64))
+    m = model().eval()
+    with pytest.raises(UserError, match=r"codes must lie in 0\.\.7"):
+        m.imagine(at(m.observe(batch), 0), torch.zeros(2, 1, 8))
 
 
 # ---- learning --------------------------------------------------------------------------------------------------------
@@ -332,6 +371,8 @@ def test_the_three_parts_in_three_runs(tmp_path):
         fit(model(order="dynamics", tokenizer_checkpoint=paths["tokenizer"]), 1)
     with pytest.raises(UserError, match="holds a lam of another size"):
         model(lam={**CODER, "codes": 6}).take_over("lam", paths["lam"])
+    with pytest.raises(UserError, match="order 'latent_action' of the genie model needs 'tokenizer_checkpoint'"):
+        fit(model(order="latent_action", lam={**CODER, "input": "tokens"}), 1)
     with pytest.raises(UserError, match="trains one part alone: lam_objective must be pixel"):
         model(order="latent_action", lam_objective="both")
 
@@ -339,10 +380,11 @@ def test_the_three_parts_in_three_runs(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "backwards"}, "order 'backwards'"),
-        ({"lam_objective": "hope"}, "lam_objective 'hope'"),
+        ({"order": "backwards"}, "order of the genie model 'backwards'"),
+        ({"lam_objective": "hope"}, "lam_objective of the genie model 'hope'"),
         ({"tokenizer": {"pach": 4}}, "'tokenizer' of the genie model: .*'pach'"),
-        ({"lam_optimizer": {"decay": "steep"}}, "decay of the lam optimizer 'steep'"),
+        ({"lam_optimizer": {"decay": "steep"}}, "decay of the lam optimizer of the genie model 'steep'"),
+        ({"lam": {**CODER, "patch": 8, "input": "tokens"}}, "lam.patch must be the tokenizer's 4"),
         ({"lam": {**CODER, "patch": 5}}, "16x16 picture is not divisible by patches of 5"),
         ({"dynamics": {"dim": 18, "heads": 4}}, "cannot be built"),
         (

@@ -1,0 +1,83 @@
+"""The settings of Genie's parts, read from a config and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lit_wm.errors import UserError, check_bounds, check_choice, refuse_given
+from lit_wm.genie.dynamics_settings import ACTIONS, KINDS, DynamicsSettings
+from lit_wm.genie.latent_action import LatentActionSettings
+from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, OptimizerSettings
+from lit_wm.genie.tokenizer import TokenizerSettings
+
+OBJECTIVES = ("pixel", "dynamics", "both")
+TRANSFORMER = {"dim": 4, "heads": 1, "ffn": 1}
+CODER = {**TRANSFORMER, "patch": 1, "encoder_blocks": 0, "decoder_blocks": 0, "codes": 2, "latent_dim": 1}
+CODER |= {"continuous_warmup": 0, "beta": 0}
+LEAST = {
+    "tokenizer": CODER,
+    "lam": {**CODER, "kl": 0, "downsample": 1, "shift": 0, "changed_weight": 0},
+    "dynamics": {**TRANSFORMER, "blocks": 1, "sampling_steps": 1, "temperature": 0},
+}
+Settings = TypeVar("Settings")
+
+
+def settings_from(cls: type[Settings], given: Settings | Mapping[str, Any], name: str) -> Settings:
+    """Settings from a config's dictionary.
+
+    Raises:
+        UserError: a key that does not exist.
+    """
+    if isinstance(given, cls):
+        return given
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise UserError(f"'{name}' of the genie model: {str(error).split('__init__() ')[-1]}") from error
+
+
+def check_parts(tokenizer: TokenizerSettings, lam: LatentActionSettings, dynamics: DynamicsSettings) -> None:
+    """Refuse sizes that cannot work, and settings that nothing would read.
+
+    Raises:
+        UserError: names the first.
+    """
+    for part, settings in (("tokenizer", tokenizer), ("lam", lam), ("dynamics", dynamics)):
+        check_bounds(f"genie model's {part}", vars(settings), LEAST[part])
+    if lam.input == "tokens" and lam.patch != tokenizer.patch:
+        raise UserError(f"lam.input 'tokens' of the genie model: lam.patch must be the tokenizer's {tokenizer.patch}")
+    check_choice("dynamics.kind of the genie model", dynamics.kind, KINDS)
+    check_choice("dynamics.action of the genie model", dynamics.action, ACTIONS)
+    if not 0 <= dynamics.whole_frames < 1:
+        raise UserError(f"dynamics.whole_frames of the genie model is {dynamics.whole_frames}, it must be in [0, 1)")
+    if dynamics.kind == "autoregressive":
+        refuse_given("genie model's dynamics", dynamics, ("sampling_steps", "whole_frames"), "kind is autoregressive")
+        check_bounds("genie model's autoregressive dynamics", vars(dynamics), {"blocks": 2})
+
+
+def check_learning(
+    order: str,
+    lam_objective: str,
+    tokenizer_steps: int,
+    tokenizer: TokenizerSettings,
+    optimizers: Mapping[str, OptimizerSettings],
+) -> None:
+    """Refuse names that do not exist, and orders that would leave a part without its turn.
+
+    Raises:
+        UserError: names the first.
+    """
+    check_choice("order of the genie model", order, ORDERS)
+    check_choice("lam_objective of the genie model", lam_objective, OBJECTIVES)
+    for part in PARTS:
+        check_choice(f"decay of the {part} optimizer of the genie model", optimizers[part].decay, DECAYS)
+        owner = f"genie model's {part}_optimizer"
+        check_bounds(owner, vars(optimizers[part]), {"warmup_steps": 0}, positive=("lr",))
+    if order in ("latent_action", "dynamics") and lam_objective != "pixel":
+        raise UserError(f"order '{order}' of the genie model trains one part alone: lam_objective must be pixel")
+    if order == "staged" and tokenizer.continuous_warmup >= max(tokenizer_steps, 1):
+        raise UserError(
+            f"tokenizer.continuous_warmup {tokenizer.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
+            " of the genie model to its codebook"
+        )
