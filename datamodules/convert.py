@@ -140,7 +140,8 @@ def convert(
     )
     used = 0
     try:
-        with writer, progress_bar("converting", "bytes", sum(each.bytes for each in footage), progress) as bar:
+        megabytes = sum(each.bytes for each in footage) / 1e6
+        with writer, progress_bar("converting", "MB", megabytes, progress, digits=1) as bar:
             for each in footage:
                 done = _convert_one(each, writer, used, settings, bar)
                 if done.troubles and strict:
@@ -212,7 +213,9 @@ class _Outcome:
         if trouble:
             return f"{name}: {trouble}; the {self.steps} frames that are whole are kept"
         if self.drawn < FEW_NEW * self.shown:
-            return f"{name}: slower than {fps}, {self.shown - self.drawn} of {self.shown} frames repeat the one before"
+            return (
+                f"{name}: has too few frames for {fps}, {self.shown - self.drawn} of {self.shown} repeat the one before"
+            )
         return ""
 
 
@@ -223,7 +226,7 @@ def _convert_one(footage: Footage, writer: ShardWriter, number: int, settings: C
     def advance(size: int) -> None:
         nonlocal read
         read += size
-        bar.advance(size)
+        bar.advance(size / 1e6)
 
     try:
         for begin, pictures in _episodes(read_frames(footage, settings.fps, done.troubles, advance), settings, done):
@@ -236,7 +239,7 @@ def _convert_one(footage: Footage, writer: ShardWriter, number: int, settings: C
             done.steps += writer.write_chunks(chunks, Source(footage.name, begin), group)
     except UnreadableError as error:
         done.troubles = list(dict.fromkeys([str(error), *done.troubles]))
-    bar.advance(footage.bytes - read)
+    bar.advance((footage.bytes - read) / 1e6)
     return done
 
 

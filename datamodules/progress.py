@@ -13,13 +13,14 @@ from rich.text import Text
 class Counts(ProgressColumn):
     """How much is done, of how much, and how fast."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, digits: int) -> None:
         super().__init__()
-        self.unit = unit
+        self.unit, self.digits = unit, digits
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed or 0
-        return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f} {self.unit}, {speed:,.0f}/s")
+        numbers = task.completed, task.total or 0, task.finished_speed or task.speed or 0
+        done, total, speed = (f"{number:,.{self.digits}f}" for number in numbers)
+        return Text(f"{done}/{total} {self.unit}, {speed}/s")
 
 
 class Bar:
@@ -38,7 +39,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(what: str, unit: str, total: float, wanted: bool) -> Iterator[Bar]:
+def progress_bar(what: str, unit: str, total: float, wanted: bool, digits: int = 0) -> Iterator[Bar]:
     """A bar with counts and speed, silent if the error stream is no terminal.
 
     Args:
@@ -46,8 +47,9 @@ def progress_bar(what: str, unit: str, total: float, wanted: bool) -> Iterator[B
         unit: of ``total``.
         total: when it is finished.
         wanted: False: no bar in any case.
+        digits: decimals of the counts.
     """
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), Counts(unit), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), Counts(unit, digits), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not wanted or not console.is_terminal) as progress:
         yield Bar(progress, what, total)

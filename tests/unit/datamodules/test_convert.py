@@ -104,7 +104,7 @@ def test_a_constant_rate_is_thinned_or_repeated(tmp_path, fps, expected):
     write_mp4(tmp_path / "a.mp4", counting(31), fps=30)
     _, said, episodes = converted(tmp_path / "a.mp4", tmp_path / "data", fps=fps)
     assert episodes == [list(expected)]
-    slow = ["a.mp4: slower than 60 frames/s, 30 of 61 frames repeat the one before"]
+    slow = ["a.mp4: has too few frames for 60 frames/s, 30 of 61 repeat the one before"]
     assert said == (slow if fps == 60 else [])
 
 
