@@ -1,4 +1,4 @@
-"""Episodes to WebDataset shards and back.
+"""Episodes to WebDataset shards; the way back is in ``shard_reading.py``.
 
 An episode is cut into chunks of at most ``chunk_steps`` steps; all its chunks lie behind each other in one tar file.
 A shard becomes visible (renamed, then named by ``index.json``) only when it is complete and on the disk, so a crash,
@@ -11,21 +11,19 @@ import hashlib
 import io
 import os
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import numpy as np
 import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
-from datamodules.codec import ChunkMeta, Rows, check_codec, decode_chunk, decode_meta, encode_chunk
+from datamodules.codec import ChunkMeta, Rows, check_codec, encode_chunk
 from datamodules.experience import ExperienceError, ExperienceSpec, check_chunks, check_episode
 from datamodules.index import INDEX_NAME, Index, Shard, Source, read_index, sync_folder, write_index
 from datamodules.recording_folder import is_ours, prepare, swap
+from datamodules.shard_reading import iter_episodes, read_chunks, verify
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
 
@@ -261,6 +259,8 @@ class ShardWriter:
     def _encode(self, rows: Rows, number: int, start: int) -> bytes:
         """A chunk as a piece of a tar file without the end mark."""
         file, meta = io.BytesIO(), ChunkMeta(number, start, len(rows["is_first"]))
+        if meta.length > self.chunk_steps:
+            raise ExperienceError(f"episode {number}: a chunk of {meta.length} steps, at most {self.chunk_steps} fit")
         if bool(self._index.spec.factors) != ("state" in rows):
             raise ExperienceError(f"episode {number}: 'state' must be there exactly if the description names factors")
         tar = wds.TarWriter(file, encoder=False, mtime=0)  # no clock in it: equal episodes give equal bytes
@@ -349,80 +349,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def read_chunks(index: Index, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The raw members of a shard's chunks in order: (key, member name -> bytes).
-
-    Raises:
-        ExperienceError: the file is missing, ends early or is no tar file; raised after the chunks that can be read.
-    """
-    path, read = index.root / shard.path, 0
-    try:
-        files = tar_file_expander(url_opener([{"url": str(path)}]))
-        for sample in group_by_keys(files, lcase=False):
-            read += 1
-            yield sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")}
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ExperienceError(f"{path} cannot be read to its end: chunk {read} of {shard.samples} is broken") from error
-    if read != shard.samples:
-        raise ExperienceError(f"{path} holds {read} chunks, {INDEX_NAME} says {shard.samples}")
-
-
-def iter_episodes(root: str | Path, split: str | None = None) -> Iterator[Rows]:
-    """Whole episodes, as they were written.
-
-    Args:
-        root: folder of a recording.
-        split: one split only; None for all.
-
-    Raises:
-        ExperienceError: the folder, or anything in it, is broken.
-    """
-    index = read_index(root)
-    for shard in index.of(split) if split else index.shards:
-        for _, rows in _shard_episodes(index, shard):
-            yield rows
-
-
-def _shard_episodes(index: Index, shard: Shard) -> Iterator[tuple[int, Rows]]:
-    """(number, rows) of a shard's episodes, each held against the index."""
-    pieces: list[Rows] = []
-    expected = iter(shard.episodes)
-    for key, members in read_chunks(index, shard):
-        where = f"{index.root / shard.path}: chunk {key}"
-        meta = decode_meta(members, where)
-        if not pieces:
-            number, length = next(expected, (-1, -1))
-        have = sum(len(piece["is_first"]) for piece in pieces)
-        if (meta.episode, meta.start) != (number, have):
-            raise ExperienceError(f"{where} is step {meta.start} of episode {meta.episode}, the index disagrees")
-        pieces.append(decode_chunk(members, index.spec, index.codec, where))
-        if have + meta.length >= length:
-            rows = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-            if check_episode(rows, index.spec, where) != length:
-                raise ExperienceError(f"{where}: episode {number} is longer than the {length} steps of the index")
-            yield number, rows
-            pieces = []
-    if pieces or next(expected, None):
-        raise ExperienceError(f"{index.root / shard.path} lacks the end of an episode that {INDEX_NAME} names")
-
-
-def verify(root: str | Path) -> Index:
-    """Read and decode everything, and hold it against the index: hashes, counts, the contract, disjoint splits.
-
-    Raises:
-        ExperienceError: the first thing that is wrong.
-    """
-    index = read_index(root)
-    seen: set[int] = set()
-    for shard in index.shards:
-        path = index.root / shard.path
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise ExperienceError(f"{path} is not the file that was recorded: its sha256 differs from the index")
-        for number, _ in _shard_episodes(index, shard):
-            if number in seen:
-                raise ExperienceError(f"{path}: episode {number} occurs twice")
-            seen.add(number)
-    return index

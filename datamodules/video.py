@@ -93,9 +93,8 @@ def _read_images(
 def _read_video(footage: Footage, troubles: list[str], advance: Callable[[int], None]) -> Iterator[Frame]:
     av = _import_av()
     try:
-        # absolute, because FFmpeg takes 12:30.mp4 for an address; and only files: no list of addresses is followed
-        path, only_files = str(footage.files[0].absolute()), {"protocol_whitelist": "file"}
-        container = av.open(path, metadata_errors="ignore", options=only_files)
+        path = str(footage.files[0].absolute())  # because FFmpeg takes 12:30.mp4 for an address
+        container = av.open(path, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableError(f"it is no video, or its beginning or end is lost ({one_line(error)})") from error
     with container:

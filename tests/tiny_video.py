@@ -38,6 +38,7 @@ def write_video(
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     container_format: str | None = None,
+    title: str = "",
 ) -> Path:
     """Write a video.
 
@@ -49,9 +50,11 @@ def write_video(
         codec, pixels: encoder and pixel format; the defaults keep RGB exactly.
         prepare: sets what the stream is to have besides, such as a rotation.
         codec_options, container_options, container_format: for FFmpeg.
+        title: in the metadata.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.codec_context.time_base = CLOCK
         stream.pix_fmt, stream.options = pixels, codec_options or {}

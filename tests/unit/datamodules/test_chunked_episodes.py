@@ -109,6 +109,14 @@ def test_chunks_that_make_no_episode_are_refused(tmp_path, make_episode, change,
     assert verify(tmp_path / "data").splits["train"]["steps"] == 20
 
 
+def test_a_chunk_that_is_too_long_is_refused(tmp_path, make_episode):
+    with (
+        pytest.raises(ExperienceError, match="a chunk of 9 steps, at most 7 fit"),
+        ShardWriter(tmp_path / "data", FILMED, **MADE) as writer,
+    ):
+        writer.write_chunks(chunks(make_episode(FILMED, 0, 20), 9), Source("a.mp4", 0.0), 0)
+
+
 def test_sources_survive_a_writer_that_is_taken_up_again(tmp_path, make_episode):
     writer = ShardWriter(tmp_path / "data", FILMED, **MADE, holdout=0)
     writer.write_chunks(chunks(make_episode(FILMED, 0, 20)), Source("a.mp4", 1.5), 0)
