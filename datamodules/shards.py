@@ -167,8 +167,7 @@ class ShardWriter:
         size = length = samples = 0
         with self._or_give_up():
             shard = self._open.get(split) or self._start(split)
-            shard.file.truncate(shard.bytes)  # behind it may lie what an episode left that was cut short
-            shard.file.seek(shard.bytes)
+            shard.file.seek(shard.bytes)  # behind it may lie what an episode left that was cut short
         for rows in chunks:  # whatever goes wrong in making them is none of ours
             data = self._encode(rows, number, length)
             with self._or_give_up():

@@ -128,10 +128,7 @@ def _decode(
     while True:
         try:
             packet = next(packets)
-        except (
-            StopIteration,
-            IndexError,
-        ):  # an IndexError in place of its end, where a stream began in mid-file (PyAV 18.1)
+        except (StopIteration, IndexError):  # the latter where a stream began in mid-file (PyAV 18.1)
             break
         except av.FFmpegError as error:
             troubles.append(f"it breaks off at {_since_start(whole_end, container):.1f} s ({one_line(error)})")

@@ -55,10 +55,16 @@ def test_footage_at_its_own_rate_stays_as_it_is_although_files_round_times(count
 
 
 def test_a_tick_as_long_as_a_frame_is_no_rounding():
-    """avi counts frames: at twice its rate every frame is seen twice, none early."""
-    tick = Fraction(1, 30)
-    frames = [(n * tick, n) for n in range(4)]
-    assert list(even_steps(frames, tick / 2, slack(tick, tick / 2))) == [0, 0, 1, 1, 2, 2, 3]
+    """avi counts frames: at 20 a second, frames of 30 a second are seen at 0, 1.5, 3, 4.5 ... of them, none early."""
+    tick, step = Fraction(1, 30), Fraction(1, 20)
+    frames = [(n * tick, n) for n in range(8)]
+    assert list(even_steps(frames, step, slack(tick, step))) == [0, 1, 3, 4, 6]
+
+
+def test_a_rate_as_fine_as_the_ticks_of_a_file_shows_every_frame_once():
+    tick = Fraction(1, 1000)
+    frames = [(n * tick, n) for n in range(5)]
+    assert list(even_steps(frames, tick, slack(tick, tick))) == [0, 1, 2, 3, 4]
 
 
 def test_no_frames_give_no_steps():

@@ -54,6 +54,17 @@ def test_a_long_pause_begins_a_new_stretch(tmp_path):
     assert float(frames[3].time) == 12.5 + LONGEST_PAUSE, "times go on"
 
 
+def test_two_frames_at_one_time_are_no_leap(tmp_path):
+    """As where two recordings were joined."""
+    for name, begin in (("a.ts", 0.0), ("b.ts", 1.9)):
+        times = [begin + n / 10 for n in range(20)]
+        write_mp4(tmp_path / name, counting(20), times=times, container_options={})
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    frames, troubles = troubles_of(tmp_path / "c.ts")
+    assert len(frames) == 40 and frames[19].time == frames[20].time and troubles == []
+    assert {frame.stretch for frame in frames} == {0}
+
+
 def test_time_that_runs_backwards_begins_a_new_stretch_and_is_said(tmp_path):
     once = write_mp4(tmp_path / "a.ts", counting(20), container_options={}).read_bytes()
     (tmp_path / "b.ts").write_bytes(once + once)
