@@ -2,8 +2,7 @@
 
 * ``actions``: the environment's own actions;
 * ``mapped codes``: for a model with its own codes, each action's most frequent code on training clips. Fair, the headline;
-* ``oracle codes``: codes inferred from the **true future**. Privileged, and marked so wherever they are printed. The only
-  ones where there are no actions to be mapped, as in video;
+* ``oracle codes``: codes inferred from the **true future**. Privileged, and marked so wherever they are printed;
 * ``nothing``: a model that takes no actions.
 """
 
