@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises at broken files
 FITS = ("crop", "pad", "stretch")
 # weighs all that a new pixel covers and a little around it; plain areas (BOX) would be off by up to an old pixel, and flicker
 FILTER = Image.Resampling.HAMMING
@@ -65,7 +66,7 @@ def read_picture(path: Path) -> np.ndarray:
     """An image file as (H,W,3) uint8, turned as its EXIF says; of an animation, the first picture.
 
     Raises:
-        OSError, SyntaxError, ValueError: Pillow cannot read it.
+        BROKEN: Pillow cannot read it.
     """
     with Image.open(path) as picture:
         picture = ImageOps.exif_transpose(picture)

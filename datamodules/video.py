@@ -17,7 +17,7 @@ import numpy as np
 
 from datamodules.experience import ExperienceError
 from datamodules.footage import Footage
-from datamodules.pictures import fitted, on_black, read_picture, upright
+from datamodules.pictures import BROKEN, fitted, on_black, read_picture, upright
 
 if TYPE_CHECKING:
     import av
@@ -82,7 +82,7 @@ def _read_images(
     for number, file in enumerate(footage.files):
         try:
             pixels = read_picture(file)
-        except (OSError, SyntaxError, ValueError) as error:
+        except BROKEN as error:
             troubles.append(f"{file.name} is broken ({one_line(error)})")
             stretch += 1
             continue

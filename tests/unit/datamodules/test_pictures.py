@@ -1,14 +1,16 @@
 """Any picture becomes a small upright square of RGB."""
 
+import contextlib
+import warnings
 from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.pictures import FITS, fitted, on_black, read_picture, upright
+from datamodules.pictures import BROKEN, FITS, fitted, on_black, read_picture, upright
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
 
@@ -109,3 +111,26 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     found = saved(tmp_path / "a.png", Image.fromarray(NOISE), exif=exif)
     np.testing.assert_array_equal(found, np.rot90(NOISE, -1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_broken_bytes_never_escape_as_another_exception(tmp_path_factory, data):
+    ending = data.draw(st.sampled_from(["png", "jpg", "webp", "tif", "bmp"]))
+    path = tmp_path_factory.getbasetemp() / f"broken.{ending}"
+    Image.fromarray(NOISE).save(path)
+    spoilt = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 4))):
+        spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(spoilt[: data.draw(st.integers(0, len(spoilt)))])
+    with contextlib.suppress(*BROKEN), warnings.catch_warnings(action="ignore"):
+        assert read_picture(path).shape[2] == 3
+
+
+def test_a_picture_that_claims_to_be_huge_is_broken(tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.bmp")
+    data = bytearray((tmp_path / "a.bmp").read_bytes())
+    data[18:26] = (60_000).to_bytes(4, "little") * 2
+    (tmp_path / "a.bmp").write_bytes(data)
+    with pytest.raises(BROKEN, match="exceeds limit"):
+        read_picture(tmp_path / "a.bmp")
