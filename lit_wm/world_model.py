@@ -29,21 +29,28 @@ class WorldModel(LightningModule):
 
     Args:
         experience: description of the data (``ExperienceSpec.to_dict()``); the command line links it from the data.
+        labels: what this model consumes, where that depends on its settings; None: what the class says.
 
     Raises:
         ExperienceError: if the description is broken.
-        UserError: it describes no observation at all.
+        UserError: it describes no observation at all, or lacks a label that the model consumes.
     """
 
     route: str = ""
     action_space: str = "none"
     labels: tuple[str, ...] = ("frames",)
 
-    def __init__(self, experience: dict[str, Any]) -> None:
+    def __init__(self, experience: dict[str, Any], labels: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.spec = ExperienceSpec.from_dict(experience)
+        self.labels = labels or self.labels
         if not self.spec.observations:
             raise UserError(f"the data leaves the {self.route} model nothing to observe: shorten the list 'without'")
+        if not self.spec.acted and (lacking := [label for label in self.labels if label in LABELS]):
+            raise UserError(
+                f"the {self.route} model learns from {' and '.join(lacking)}, which this data, being video, does not hold:"
+                " choose a model that needs frames alone (Genie, or JEPA with actions: false)"
+            )
         self._loaded_updates = 0
         self._resumed_random_state: dict[str, Any] | None = None
         self._random_state_before_validation: dict[str, Any] | None = None

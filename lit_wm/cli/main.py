@@ -18,6 +18,7 @@ VERBS = {
     "test": ("train", "one pass over the test episodes"),
     "predict": ("train", "features of the test clips, frame by frame"),
     "record": ("record", "play an environment and write shards: lit-wm record --env pong --out data/pong"),
+    "convert": ("convert", "videos or folders of images to shards: lit-wm convert videos --out data/mine"),
     "inspect": ("inspect", "what a shard folder or a run holds: lit-wm inspect data/pong"),
     "compare": ("compare", "judge runs by one scorecard: lit-wm compare runs/dreamer_pong runs/jepa_pong"),
     "bench": ("bench", "CPU time of a training step: lit-wm bench dreamer --threads 1"),

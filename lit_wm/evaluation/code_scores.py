@@ -57,6 +57,8 @@ def code_numbers(
 def transition_labels(name: str, clips: Batch, spec: ExperienceSpec) -> Tensor | str:
     """(B,T-1) classes of the true effect or of the command, or why there are none."""
     if name == "command":
+        if not spec.acted:
+            return "the data holds no actions"
         action = action_classes(clips["action"], spec.action)
         return "the commands are continuous" if action is None else action[:, :-1]
     if "state" not in clips:
