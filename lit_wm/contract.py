@@ -51,7 +51,8 @@ class WorldModelContract(Protocol):
         Args:
             state: leading axis (B,), usually ``at(observe(batch), t)``.
             actions: ``action_space == "environment"``: (B,K,A) float vectors, ``actions[:, 0]`` being the action taken
-                after the frame of ``state``; ``"codes"``: (B,K) int64; ``"none"``: (B,K) whose values are ignored.
+                after the frame of ``state``; ``"codes"``: what :meth:`infer_actions` gives, (B,K) int64 or (B,K,D) float
+                vectors; ``"none"``: (B,K) whose values are ignored.
             samples: S independent futures; a deterministic model returns S equal ones.
             temperature: 0 takes modes, 1 samples as trained.
             generator: the source of randomness.
@@ -73,7 +74,11 @@ class WorldModelContract(Protocol):
         """(..., C,H,W) frames in [0, 1] by the model's own decoder."""
 
     def infer_actions(self, batch: Batch) -> Tensor | None:
-        """(B,T-1) int64 codes; code t is what happened between frames t and t+1."""
+        """What happened between frames t and t+1 (entry t), in the model's own words, or None when it has none.
+
+        (B,T-1) int64 codes, of which any that it gives may be given to :meth:`imagine`; or (B,T-1,D) float vectors of a
+        model whose codes are continuous: the mean of each, not a sample. A model gives one kind, always.
+        """
 
     def log_prob(self, state: State, batch: Batch) -> Tensor | None:
         """(B,T-1) nats: log-density of frame t+1 given ``state`` at t and the action between, under the model's own law."""

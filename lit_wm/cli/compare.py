@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from lit_wm.evaluation.judge import STAGES, judge
+    from lit_wm.evaluation.judge import STAGES, fit_effect_reader, judge
     from lit_wm.evaluation.scorecard import Scorecard
     from lit_wm.evaluation.settings import Settings
     from lit_wm.loading import load_run
@@ -81,6 +81,9 @@ def main(argv: list[str]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeElapsedColumn())
     console = Console()
     with Progress(*columns, console=console) as progress:
+        task = progress.add_task("all runs", total=1, doing="learning to read effects off frames")
+        reader = fit_effect_reader(clips["train"], index.spec, settings)
+        progress.update(task, completed=1, doing="done")
         for run, name in zip(runs, names, strict=True):
             task = progress.add_task(name, total=STAGES, doing="")
             score = judge(
@@ -93,6 +96,7 @@ def main(argv: list[str]) -> None:
                 train_batch(run, index),
                 max(run.global_step - 1, 0),
                 lambda doing, task=task: progress.update(task, advance=1, doing=doing),
+                reader,
             )
             score.facts = facts(run)
             scores.append(score)
@@ -276,24 +280,29 @@ def describe(index: Index, clips: Clips) -> dict[str, Any]:
 
 
 def write(card: Scorecard, test: Mapping[str, Tensor], out: Path) -> None:
-    """Write scorecard.json, scorecard.md, rollouts.png, rollouts.gif and the TensorBoard folder."""
-    from lit_wm.evaluation import render, report, tensorboard_log
+    """Write scorecard.json, scorecard.md, rollouts.png, rollouts.gif, codes_RUN.png of runs with codes, and the TensorBoard folder."""
+    from lit_wm.evaluation import render, render_codes, report, tensorboard_log
 
     rows = render.rows(card, test)
     context = card.settings.context
     render.contact_sheet(rows, context).save(out / "rollouts.png")
     render.write_gif(render.animation(rows, context), out / "rollouts.gif")
+    codes = {run.name: out / f"codes_{run.name}.png" for run in card.runs if run.code_picture is not None}
+    for run in card.runs:
+        if run.code_picture is not None:
+            render_codes.code_sheet(run.code_picture, run.name).save(codes[run.name])
     page = report.markdown(card)
     (out / "scorecard.md").write_text(page, encoding="utf-8")
     card.write_json(out / "scorecard.json")
-    tensorboard_log.write(card, page, out / "rollouts.png", out / "rollouts.gif", out / "tensorboard")
+    sheets = {"rollouts/contact_sheet": out / "rollouts.png", "rollouts/animation": out / "rollouts.gif"}
+    tensorboard_log.write(card, page, sheets, codes, out / "tensorboard")
 
 
 def summarise(card: Scorecard, console: Any, out: Path) -> None:
-    """Print the essence in two tables that fit 80 columns, scores beside their floors, and where to look next."""
+    """Print the essence in tables that fit 80 columns, scores beside their floors, and where to look next."""
     from rich.table import Table
 
-    from lit_wm.evaluation.report import Notes, fixed, whole
+    from lit_wm.evaluation.report_tables import Notes, fixed, whole
 
     middle = card.settings.horizons[len(card.settings.horizons) // 2]
     state = [(f"R2\nk={k}", f"state_r2/k{k}/task", fixed(2)) for k in card.settings.horizons if k]
@@ -304,14 +313,22 @@ def summarise(card: Scorecard, console: Any, out: Path) -> None:
         ("\ncommon", f"psnr_common/k{middle}", fixed(1)),
         ("floor\ncopy", f"psnr_copy/k{middle}", fixed(1)),
         ("\nNMSE", "collapse/nmse", fixed(2)),
-        ("codes,\nAMI", "codes/effect_ami", fixed(2)),
         ("CPU ms\na step", "cost/train_step_cpu_ms", whole),
         ("frames/s\nb64", "cost/imagined_frames_per_s_b64", whole),
+    ]
+    control = [
+        ("delta-PSNR\ncodes", "delta_psnr/k4/codes", fixed(1)),
+        ("\nactions", "delta_psnr/k4/actions", fixed(1)),
+        ("codes,\nAMI", "codes/effect_ami", fixed(2)),
+        ("\ntransfer", "codes/transfer_accuracy", fixed(2)),
+        ("\nleak R2", "codes/leak_r2", fixed(2)),
+        ("counter-\nfactual", "control/counterfactual_accuracy", fixed(2)),
     ]
     notes = Notes()
     for title, columns in (
         ("Task state read from what a run imagines k steps ahead, R2", state),
-        ("Pictures, prediction, codes, cost", others),
+        ("Pictures, prediction, cost", others),
+        ("Control: do actions do in imagination what they do in the world?", control),
     ):
         table = Table(title=title, title_justify="left", padding=(0, 0, 0, 1))
         table.add_column("run", overflow="fold")

@@ -18,9 +18,15 @@ from datamodules.experience import ExperienceSpec
 from lit_wm.contract import Batch, WorldModelContract, at
 from lit_wm.errors import UserError
 from lit_wm.evaluation import cost, rollouts
+from lit_wm.evaluation.code_picture import CodePicture, picture_codes
 from lit_wm.evaluation.code_scores import code_numbers
 from lit_wm.evaluation.collapse import collapse_panel
+from lit_wm.evaluation.control_scores import control_numbers
+from lit_wm.evaluation.delta_psnr import delta_psnr_numbers
+from lit_wm.evaluation.effect_reader import EffectReader, fit_reader
 from lit_wm.evaluation.frame_scores import frame_numbers
+from lit_wm.evaluation.leak import leak_numbers
+from lit_wm.evaluation.obedience import learn_obedience
 from lit_wm.evaluation.probe_decoder import FittedDecoder
 from lit_wm.evaluation.settings import Settings
 from lit_wm.evaluation.state_skill import state_numbers
@@ -29,7 +35,7 @@ from lit_wm.evaluation.steering import Steering
 
 Numbers = dict[str, Number]
 Clips = Mapping[str, Batch]  # train, val, test
-STAGES = 8  # how often ``judge`` reports progress
+STAGES = 9  # how often ``judge`` reports progress
 
 
 @dataclass
@@ -42,6 +48,7 @@ class RunScores:
         steering: how its headline rollouts were steered.
         numbers: tag -> number.
         pictures: row title -> (clips,C+K,C,H,W) uint8.
+        code_picture: what each code does, of a run with codes.
         facts: what the caller knows of the run (seed, updates, frames seen ...); plain JSON types.
     """
 
@@ -50,6 +57,7 @@ class RunScores:
     steering: str
     numbers: Numbers
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    code_picture: CodePicture | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +71,7 @@ def judge(
     train_batch: Batch | None = None,
     at_step: int = 0,
     progress: Callable[[str], None] = lambda what: None,
+    reader: EffectReader | str | None = None,
 ) -> RunScores:
     """All numbers of one model.
 
@@ -77,6 +86,7 @@ def judge(
         train_batch: of the run's own batch shape, for the cost of a training step.
         at_step: updates the run has done.
         progress: told what is being done.
+        reader: from :func:`fit_effect_reader`, which several runs may share; fitted here by default.
 
     Raises:
         UserError: the three splits share an episode, or clips are too short.
@@ -102,13 +112,27 @@ def judge(
     progress("comparing frames")
     numbers |= frame_numbers(fair["test"], oracle, decoder, test, settings, draws)
     progress("reading codes and collapse")
-    numbers |= code_numbers(steering.codes, clips, spec, settings)
+    obedience = learn_obedience(clips["train"], spec)
+    numbers |= code_numbers(steering.codes, clips, spec, obedience, settings)
+    numbers |= leak_numbers(steering.codes, clips, spec, settings)
     numbers |= collapse_numbers(model, test, steering, settings)
+    progress("trying actions")
+    reader = reader or fit_effect_reader(clips["train"], spec, settings)
+    numbers |= delta_psnr_numbers(model, clips, steering, spec, decoder, settings, draws)
+    numbers |= control_numbers(model, clips, steering, spec, obedience, reader, decoder, settings, draws)
     progress("measuring cost")
     numbers |= cost_numbers(model, test, steering.fair["test"], settings, train_batch, at_step)
     progress("drawing")
     pictures = draw_pictures(model, test, steering.fair["test"], decoder, settings)
-    return RunScores(name, tuple(model.labels), steering.name, numbers, pictures)
+    code_picture = picture_codes(model, test, steering, spec, obedience, decoder, settings)
+    return RunScores(name, tuple(model.labels), steering.name, numbers, pictures, code_picture)
+
+
+def fit_effect_reader(train: Batch, spec: ExperienceSpec, settings: Settings) -> EffectReader | str:
+    """What reads effects off frames, from training clips alone: the same for every run. Or why there is none."""
+    obedience = learn_obedience(train, spec)
+    effect = obedience if isinstance(obedience, str) else obedience.effects(train, spec)
+    return fit_reader(train, effect, settings.seed)
 
 
 def roll_splits(

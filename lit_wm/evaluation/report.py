@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-
 from lit_wm.evaluation.judge import RunScores
+from lit_wm.evaluation.report_control import carried, codes, control
+from lit_wm.evaluation.report_tables import Format, Notes, fixed, plain_table, table, whole
 from lit_wm.evaluation.scorecard import Scorecard
-from lit_wm.evaluation.statistics import Number, not_applicable
 
 ENOUGH_EPISODES = 10  # below it a percentile bootstrap over episodes covers clearly less than it says
-Format = Callable[[float], str]
-
-
-def fixed(digits: int) -> Format:
-    """A number with so many decimals, and without a minus sign before a zero."""
-    return lambda value: f"{value:.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
-
-
-def whole(value: float) -> str:
-    """A number in thousands."""
-    return f"{value:,.0f}"
-
-
-class Notes:
-    """Reasons of n/a cells, numbered as they come."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-
-    def cell(self, number: Number | None, digits: Format, interval: bool = True) -> str:
-        """``0.71 [0.66, 0.75]``, or ``n/a (2)`` with the reason kept for below the table."""
-        number = number or not_applicable("not measured")
-        if number.value is None:
-            if number.reason not in self.reasons:
-                self.reasons.append(number.reason)
-            return f"n/a ({self.reasons.index(number.reason) + 1})"
-        if number.low is None or number.high is None or not interval:
-            return digits(number.value)
-        return f"{digits(number.value)} [{digits(number.low)}, {digits(number.high)}]"
-
-    def lines(self) -> list[str]:
-        """The reasons, as a paragraph."""
-        return ["", *(f"({i}) n/a: {reason}.  " for i, reason in enumerate(self.reasons, 1))] if self.reasons else []
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+OVER_SEEDS = (  # besides the scores by horizon
+    "delta_psnr/k4/codes",
+    "delta_psnr/k4/actions",
+    "codes/effect_ami",
+    "codes/effect_accuracy",
+    "codes/effect_hungarian",
+    "codes/effect_logistic",
+    "codes/transfer_accuracy",
+    "codes/leak_r2",
+    "control/counterfactual_accuracy",
+)
 
 
 def markdown(card: Scorecard) -> str:
     """The whole page."""
-    sections = [header(card), state(card), factors(card), pictures(card), codes(card), collapse(card), cost(card)]
+    parts = (header, state, factors, pictures, control, codes, carried, collapse, cost)
+    sections = [part(card) for part in parts]
     if card.groups:
         sections.append(seeds(card))
     return "\n".join(line for section in sections for line in [*section, ""]).rstrip() + "\n"
@@ -194,46 +166,6 @@ def pictures(card: Scorecard) -> list[str]:
     return lines
 
 
-def plain_table(card: Scorecard, columns: Sequence[tuple[str, str, Format]]) -> list[str]:
-    """Runs down, measures across."""
-    notes = Notes()
-    rows = [[run.name, *(notes.cell(run.numbers.get(tag), digits) for _, tag, digits in columns)] for run in card.runs]
-    return [*table(["run", *(title for title, *_ in columns)], rows), *notes.lines()]
-
-
-def codes(card: Scorecard) -> list[str]:
-    """Latent actions, for runs that have some."""
-    runs = [run for run in card.runs if "codes/used" in run.numbers]
-    lines = ["## Latent actions"]
-    if not runs:
-        return [*lines, "", "n/a: no run has codes of its own."]
-    lines += [
-        "",
-        "Codes against what the action really did and against the command. AMI is 0 by chance and 1 for a one-to-one match."
-        " Accuracy: each code named by its majority on training clips, scored on test clips.",
-    ]
-    notes, rows = Notes(), []
-    for run in runs:
-        for label in ("effect", "command"):
-            n = run.numbers
-            row = [notes.cell(n.get(f"codes/{label}_{name}"), fixed(3)) for name in ("ami", "ami_shuffled", "accuracy")]
-            floors = (n.get(f"codes/{label}_accuracy_{floor}") for floor in ("shuffled", "majority_class"))
-            row.append(" / ".join(notes.cell(number, fixed(3), interval=False) for number in floors))
-            used = [notes.cell(n["codes/used"], whole), notes.cell(n["codes/perplexity"], fixed(2))]
-            rows.append([run.name, label, *row, *used])
-    head = [
-        "run",
-        "against",
-        "AMI",
-        "AMI, shuffled",
-        "accuracy",
-        "shuffled / majority class",
-        "codes used",
-        "perplexity",
-    ]
-    return [*lines, *table(head, rows), *notes.lines()]
-
-
 def collapse(card: Scorecard) -> list[str]:
     """The collapse panel."""
     return [
@@ -288,6 +220,7 @@ def seeds(card: Scorecard) -> list[str]:
     tags = [
         f"{measure}/k{k}{'/task' * measure.startswith('state')}" for measure in measures for k in card.settings.horizons
     ]
+    tags += OVER_SEEDS
     notes, rows = Notes(), []
     for title, numbers in card.over_seeds().items():
         rows += [

@@ -45,7 +45,7 @@ def chunks(clips: Batch, size: int, steps: int | None = None, device: torch.devi
 
 @torch.inference_mode()
 def infer_codes(model: WorldModelContract, clips: Batch, settings: Settings) -> Tensor | None:
-    """(B,T-1) codes that the model reads off whole clips, or None when it has no codes."""
+    """(B,T-1) codes or (B,T-1,D) vectors that the model reads off whole clips, or None when it has no codes."""
     codes = [model.infer_actions(batch) for batch in chunks(clips, settings.batch_size, device=device_of(model))]
     return None if codes[0] is None else torch.cat(codes).cpu()
 

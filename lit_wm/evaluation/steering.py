@@ -1,7 +1,8 @@
 """How rollouts are steered: every model by what it understands.
 
 * ``actions``: the environment's own actions;
-* ``mapped codes``: for a model with its own codes, each action's most frequent code on training clips. Fair, the headline;
+* ``mapped codes``: for a model with its own codes, each action's most frequent code on training clips; of a model whose codes
+  are vectors, each action's mean vector (as AdaWorld adapts to a new world). Fair, the headline;
 * ``oracle codes``: codes inferred from the **true future**. Privileged, and marked so wherever they are printed;
 * ``nothing``: a model that takes no actions.
 """
@@ -31,20 +32,34 @@ def action_classes(action: Tensor | None, space: ActionSpace) -> Tensor | None:
     return number.long()
 
 
-def fit_code_of_action(action: Tensor, code: Tensor, valid: Tensor) -> dict[int, int]:
-    """The most frequent code of each action, by counts.
+def action_of_class(number: int, space: ActionSpace) -> Tensor:
+    """The vector (A,) of the action that :func:`action_classes` calls by this number."""
+    parts: list[int] = []
+    for size in reversed(space.sizes):
+        parts.insert(0, number % size)
+        number //= size
+    action = torch.tensor(parts[0] if space.kind == "discrete" else parts)
+    return action_vectors(action, torch.tensor(False), space)
+
+
+def fit_code_of_action(action: Tensor, code: Tensor, valid: Tensor) -> dict[int, Tensor]:
+    """The code that stands for each action, by counts or by means.
 
     Args:
         action: (n,) classes.
-        code: (n,) codes of the same transitions.
+        code: (n,) codes or (n,D) vectors of the same transitions.
         valid: (n,) bool; void actions are left out.
 
     Returns:
-        action -> code; the key -1 holds the most frequent code of all, for actions never seen.
+        action -> its most frequent code (), or its mean vector (D,); the key -1 holds that of all actions together, for
+        actions never seen.
     """
     action, code = action[valid], code[valid]
-    table = {-1: int(code.mode().values)}
-    return table | {int(a): int(code[action == a].mode().values) for a in action.unique()}
+
+    def typical(some: Tensor) -> Tensor:
+        return some.mean(0) if some.is_floating_point() else some.mode().values
+
+    return {-1: typical(code)} | {int(a): typical(code[action == a]) for a in action.unique()}
 
 
 def environment_controls(clips: Batch, space: ActionSpace, settings: Settings) -> Tensor:
@@ -53,14 +68,14 @@ def environment_controls(clips: Batch, space: ActionSpace, settings: Settings) -
     return vectors[:, settings.context - 1 : settings.context - 1 + settings.steps]
 
 
-def mapped_controls(clips: Batch, space: ActionSpace, table: dict[int, int], settings: Settings) -> Tensor:
-    """(B,K) codes by :func:`fit_code_of_action`."""
+def mapped_controls(clips: Batch, space: ActionSpace, table: dict[int, Tensor], settings: Settings) -> Tensor:
+    """(B,K) codes or (B,K,D) vectors by :func:`fit_code_of_action`."""
     action = action_classes(clips["action"], space)[:, settings.context - 1 : settings.context - 1 + settings.steps]
-    return torch.tensor([[table.get(int(a), table[-1]) for a in row] for row in action])
+    return torch.stack([torch.stack([table.get(int(a), table[-1]) for a in row]) for row in action])
 
 
 def oracle_controls(codes: Tensor, settings: Settings) -> Tensor:
-    """(B,K) of (B,T-1) codes inferred from the true future."""
+    """(B,K,...) of (B,T-1,...) codes inferred from the true future."""
     return codes[:, settings.context - 1 : settings.context - 1 + settings.steps]
 
 
@@ -83,7 +98,8 @@ class Steering:
         name: ``actions``, ``mapped codes`` or ``nothing``; ``oracle codes`` where actions cannot be counted, or are none.
         fair: split -> controls of the headline.
         oracle: codes of the test clips' true future; None for a model without codes.
-        codes: split -> (B,T-1) codes read off whole clips; empty likewise.
+        codes: split -> (B,T-1) codes or (B,T-1,D) vectors read off whole clips; empty likewise.
+        table: action -> code of a model whose codes are mapped; empty for others.
     """
 
     def __init__(
@@ -98,6 +114,7 @@ class Steering:
         mappable = action is not None
         needed = ("train", "test") if judged and mappable else ("train",) if mappable else tuple(clips)
         self.codes: dict[str, Tensor] = {}
+        self.table: dict[int, Tensor] = {}
         for split in needed:
             if (found := infer_codes(model, clips[split], settings)) is not None:
                 self.codes[split] = found
@@ -114,6 +131,7 @@ class Steering:
         else:
             self.name = "mapped codes"
             seen = transitions(clips["train"])
-            table = fit_code_of_action(action[:, :-1].flatten(), self.codes["train"].flatten(), seen.flatten())
-            self.fair = {split: mapped_controls(clips[split], spec.action, table, settings) for split in clips}
+            train_codes = self.codes["train"].flatten(0, 1)
+            self.table = fit_code_of_action(action[:, :-1].flatten(), train_codes, seen.flatten())
+            self.fair = {split: mapped_controls(clips[split], spec.action, self.table, settings) for split in clips}
             self.oracle = oracle_controls(self.codes["test"], settings) if judged else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -12,24 +13,42 @@ from lit_wm.evaluation.judge import RunScores
 from lit_wm.evaluation.scorecard import Scorecard
 
 
-def write(card: Scorecard, report: str, sheet: Path, gif: Path, folder: Path) -> None:
+def write(card: Scorecard, report: str, sheets: Mapping[str, Path], codes: Mapping[str, Path], folder: Path) -> None:
     """Write event files: ``folder/RUN`` per run, and in ``folder`` itself the layout, the report and the pictures.
 
     Scalars stand under ``scorecard/<tag>`` at the run's number of updates, and under ``horizon/<measure>/...`` as curves
     whose x-axis is the horizon k. Event files of an earlier scorecard, of whichever runs, are replaced.
+
+    Args:
+        card: what was measured.
+        report: the page of it.
+        sheets: tag -> picture file of all runs together.
+        codes: run -> picture file of what its codes do.
+        folder: where to.
     """
     _clear(folder)
     for run in card.runs:
         with SummaryWriter(str(folder / run.name)) as writer:
             _write_run(writer, run)
+            if run.name in codes:
+                _write_picture(writer, "codes/what_each_does", codes[run.name], _step(run))
     with SummaryWriter(str(folder)) as writer:
         writer.add_custom_scalars(layout(card))
         writer.add_text("scorecard", report)
-        for tag, path in (("rollouts/contact_sheet", sheet), ("rollouts/animation", gif)):
-            with Image.open(path) as picture:
-                width, height = picture.size
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-            writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), 0)
+        for tag, path in sheets.items():
+            _write_picture(writer, tag, path, 0)
+
+
+def _write_picture(writer: SummaryWriter, tag: str, path: Path, step: int) -> None:
+    """The file as it is: an animation stays one."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def _step(run: RunScores) -> int:
+    return int(run.facts.get("updates") or 0)
 
 
 def layout(card: Scorecard) -> dict[str, dict[str, list]]:
@@ -49,6 +68,16 @@ def layout(card: Scorecard) -> dict[str, dict[str, list]]:
             "PSNR, own decoder and copy": chart("horizon/psnr_native", "horizon/psnr_copy"),
             "SSIM, common decoder and copy": chart("horizon/ssim_common", "horizon/ssim_copy"),
         },
+        "Control": {
+            "delta-PSNR, codes and actions": chart("scorecard/delta_psnr/k4/codes", "scorecard/delta_psnr/k4/actions"),
+            "transfer accuracy": chart(
+                "scorecard/codes/transfer_accuracy", "scorecard/codes/transfer_accuracy_shuffled"
+            ),
+            "counterfactual accuracy": chart(
+                "scorecard/control/counterfactual_accuracy", "scorecard/control/counterfactual_accuracy_shuffled"
+            ),
+            "leak R2": chart("scorecard/codes/leak_r2", "scorecard/codes/leak_r2_shuffled"),
+        },
         "Health": {
             "NMSE": chart("scorecard/collapse/nmse"),
             "retrieval": chart("scorecard/collapse/retrieval", "scorecard/collapse/retrieval_chance"),
@@ -65,7 +94,7 @@ def _write_run(writer: SummaryWriter, run: RunScores) -> None:
     for tag, number in run.numbers.items():
         if number.value is None:
             continue
-        writer.add_scalar(f"scorecard/{tag}", number.value, int(run.facts.get("updates") or 0))
+        writer.add_scalar(f"scorecard/{tag}", number.value, _step(run))
         measure, *rest = tag.split("/")
         if rest[0][0] == "k" and rest[0][1:].isdigit():
             writer.add_scalar("/".join(["horizon", measure, *rest[1:]]), number.value, int(rest[0][1:]))

@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_wm.cli import compare
-from lit_wm.evaluation import render, report, tensorboard_log
+from lit_wm.evaluation import render, report, report_tables, tensorboard_log
 from lit_wm.evaluation.judge import judge
 from lit_wm.evaluation.scorecard import Scorecard
 from lit_wm.evaluation.statistics import Number
@@ -77,6 +77,11 @@ def test_page_shows_privileges_floors_ceilings_reasons_and_no_overall_score(writ
         "*privileged*: codes with oracle codes",
         "n/a: the model has no decoder of its own",
         "majority class",
+        "It misleads alone",
+        "counterfactual",
+        "Hungarian",
+        "**all exogenous things**",
+        "n/a: the model takes no actions",
         "RankMe",
         "ball_vx (velocity)",
     ):
@@ -125,6 +130,10 @@ def test_tensorboard_has_the_same_tags_for_every_run_a_layout_and_pictures(card,
     assert [event.step for event in curve] == [0, 1, 4, 8]
     top = EventAccumulator(str(written / "tensorboard")).Reload()
     assert set(top.Tags()["images"]) == {"rollouts/contact_sheet", "rollouts/animation"}
+    picture = readers[0].Images("codes/what_each_does")[0]
+    assert picture.encoded_image_string == (written / "codes_codes.png").read_bytes() and picture.step == 0
+    assert [reader.Tags()["images"] for reader in readers[1:]] == [[], []]
+    assert {path.name for path in written.glob("codes_*")} == {"codes_codes.png"}, "of runs with codes alone"
     assert "custom_scalars__config__" in top.Tags()["tensors"]
     assert top.Images("rollouts/animation")[0].encoded_image_string == (written / "rollouts.gif").read_bytes()
 
@@ -134,9 +143,7 @@ def test_tensorboard_forgets_the_runs_of_an_earlier_scorecard(card, written, tmp
     (folder / others[0].name).mkdir(parents=True)
     (folder / others[0].name / "notes").touch()
     for runs in ([first, *others], [first]):
-        tensorboard_log.write(
-            Scorecard(DATA, SETTINGS, runs), "", written / "rollouts.png", written / "rollouts.gif", folder
-        )
+        tensorboard_log.write(Scorecard(DATA, SETTINGS, runs), "", {"sheet": written / "rollouts.png"}, {}, folder)
     assert {path.parent.name for path in folder.rglob("events.*")} == {first.name, "tensorboard"}
     assert (folder / others[0].name / "notes").exists() and not (folder / others[1].name).exists()
 
@@ -162,6 +169,10 @@ def test_runs_that_differ_by_seed_alone_get_intervals_over_seeds(card):
     (difference,) = many.differences("state_skill/k8/task").values()
     assert (difference.value, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
     assert "copy0 and 2 more seeds, less mean0 and 2 more seeds" in report.markdown(many)
+    assert "codes/transfer_accuracy" not in report.markdown(many), "what no seed has is left out"
+    codes = Scorecard(DATA, SETTINGS, variants("codes", [0.1, 0.2]))
+    for tag in ("delta_psnr/k4/codes", "codes/effect_hungarian", "codes/transfer_accuracy", "codes/leak_r2"):
+        assert f"| codes0 and 1 more seed | {tag} |" in report.markdown(codes)
     assert not card.groups, "different recipes are not seeds of one"
     twice = [dataclasses.replace(run, name=run.name + "again") for run in card.runs]
     assert not Scorecard(DATA, SETTINGS, [*card.runs, *twice]).groups, "the same seed twice is no second seed"
@@ -181,10 +192,10 @@ def test_a_run_that_was_stopped_early_is_no_seed_of_the_finished_ones(card):
 
 
 def test_cells():
-    notes = report.Notes()
-    assert notes.cell(Number(0.714, 9, 0.66, 0.75), report.fixed(2)) == "0.71 [0.66, 0.75]"
-    assert notes.cell(Number(-0.001, 9), report.fixed(2)) == "0.00"
-    assert notes.cell(Number(None, reason="too few"), report.fixed(2)) == "n/a (1)"
-    assert notes.cell(None, report.fixed(2)) == "n/a (2)"
-    assert notes.cell(Number(None, reason="too few"), report.fixed(2)) == "n/a (1)"
+    notes = report_tables.Notes()
+    assert notes.cell(Number(0.714, 9, 0.66, 0.75), report_tables.fixed(2)) == "0.71 [0.66, 0.75]"
+    assert notes.cell(Number(-0.001, 9), report_tables.fixed(2)) == "0.00"
+    assert notes.cell(Number(None, reason="too few"), report_tables.fixed(2)) == "n/a (1)"
+    assert notes.cell(None, report_tables.fixed(2)) == "n/a (2)"
+    assert notes.cell(Number(None, reason="too few"), report_tables.fixed(2)) == "n/a (1)"
     assert notes.lines()[1:] == ["(1) n/a: too few.  ", "(2) n/a: not measured.  "]

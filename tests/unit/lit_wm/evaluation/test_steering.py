@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from fake_codes import Vectored
 from fake_worlds import QUICK, SPEC, Aimless, Coded, Oracle, make_clips, splits
 
 from datamodules.experience import ActionSpace, action_vectors
@@ -25,6 +26,14 @@ def test_mapped_codes_use_the_past_alone_and_oracle_codes_the_future():
     assert torch.equal(kept.fair["test"], other.fair["test"])
     assert not torch.equal(kept.oracle, other.oracle)
     assert torch.equal(kept.fair["test"], Coded.PERMUTATION[CLIPS["test"]["action"][:, 3:11]])
+
+
+def test_codes_that_are_vectors_are_mapped_by_their_means():
+    steering = Steering(Vectored(), CLIPS, SPEC, QUICK)
+    assert steering.name == "mapped codes" and steering.fair["test"].shape == (len(CLIPS["test"]["episode"]), 8, 2)
+    means = torch.stack([steering.table[a] for a in range(5)])
+    assert torch.equal(steering.fair["test"], means[CLIPS["test"]["action"][:, 3:11]])
+    assert torch.equal(steering.oracle, steering.codes["test"][:, 3:11])
 
 
 def test_models_without_actions_and_the_floor():
