@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_routes
@@ -171,3 +172,5 @@ def test_the_installed_configuration_is_read(folder):
     options = imitate.parse(["runs/some", "-c", "configs/imitation/sprites.yaml"])
     assert options.expert == "data/sprites_expert" and options.policy.dim < 512
     assert options.seeds == [0, 1, 2, 3, 4] and options.run == "runs/some"
+    header = (Path(__file__).parents[2] / "configs/imitation/sprites.yaml").read_text()
+    assert all(word in header for word in ("# Shows:", "# Costs:", "lit-wm record"))
