@@ -13,14 +13,25 @@ POLICY = PolicySettings(frames=2, patch=4, dim=8, heads=2, ffn=8, blocks=1, hidd
 QUICK = LearningSettings(3, 2, OptimizerSettings(lr=1e-2, warmup_steps=1))
 
 
+class Watched(Windows):
+    """Remembers which windows were taken."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.taken = []
+
+    def __getitem__(self, i):
+        self.taken.append(i)
+        return super().__getitem__(i)
+
+
 @pytest.fixture
 def windows():
     torch.manual_seed(0)
     code = torch.randint(0, 3, (10,))
     code[[4, 9]] = -1
-    return Windows(
-        expert := Expert(torch.randint(0, 256, (10, 1, 4, 4), dtype=torch.uint8), code, code, (5, 5)), expert.code, 2
-    )
+    expert = Expert(torch.randint(0, 256, (10, 1, 4, 4), dtype=torch.uint8), code, code, (5, 5))
+    return Watched(expert, expert.code, 2)
 
 
 def weights(windows, folder, seed=0, learning=QUICK):
@@ -34,6 +45,16 @@ def test_a_seed_decides_everything(windows, tmp_path):
     torch.manual_seed(7)
     assert torch.equal(first, weights(windows, tmp_path)), "whatever was drawn before"
     assert not torch.equal(first, weights(windows, tmp_path, seed=1))
+
+
+def test_a_seed_decides_the_order_of_the_windows(windows, tmp_path):
+    orders = []
+    for seed in (0, 0, 1):
+        windows.taken.clear()
+        weights(windows, tmp_path, seed)
+        orders.append(list(windows.taken))
+    assert orders[0] == orders[1] != orders[2]
+    assert len(orders[0]) == QUICK.updates * QUICK.batch_size
 
 
 def test_the_optimizer_takes_what_the_settings_say(windows):
