@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -15,9 +16,12 @@ from lit_wm.evaluation.statistics import paired_t, t_interval
 
 BASELINES = {
     "expert": "the expert itself",
-    "oracle": "oracle: cloned from true actions",
+    "oracle": "oracle, told every action",
     "random": "random actions",
 }
+
+
+ENDS = ("mean", "low_95", "high_95")
 
 
 @dataclass
@@ -50,10 +54,19 @@ class Result:
             **self.facts,
             "seeds": list(self.seeds[:done]),
             "unfinished_seeds": list(self.seeds[done:]),
-            "imitation": [{"labels": n} | summary(values) for n, values in self.imitation.items()],
+            "imitation": [
+                {"labels": n} | summary(values) | {"less_oracle": self.less_oracle(values)}
+                for n, values in self.imitation.items()
+            ],
             **baselines,
             "held_out_accuracy": {name: summary(values) for name, values in self.accuracy.items() if values},
         }
+
+    def less_oracle(self, values: Sequence[float]) -> dict[str, float] | None:
+        """Mean difference to the oracle of the same seeds with its paired interval; None for fewer than two seeds."""
+        if len(values) < 2:
+            return None
+        return dict(zip(ENDS, paired_t(values, self.baselines["oracle"]), strict=True))
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -62,8 +75,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
         return {"by_seed": [], "mean": None}
     if len(values) == 1:
         return {"by_seed": list(values), "mean": values[0]}
-    mean, low, high = t_interval(values)
-    return {"by_seed": list(values), "mean": mean, "low_95": low, "high_95": high}
+    return {"by_seed": list(values), **dict(zip(ENDS, t_interval(values), strict=True))}
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -91,6 +103,7 @@ def draw_curve(result: Result, path: Path) -> None:
             axes.axhline(one["mean"], color=colour, linestyle="--", label=BASELINES[name])
             axes.axhspan(one.get("low_95", one["mean"]), one.get("high_95", one["mean"]), color=colour, alpha=0.15)
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(n[0] - 0.3 * (n[0] < 1), 1.3 * max(n[-1], 1))
     axes.set_xticks(n, [f"{labels:,}" for labels in n])
     axes.minorticks_off()
     axes.set_xlabel("labelled steps n")
@@ -101,24 +114,25 @@ def draw_curve(result: Result, path: Path) -> None:
 
 
 def show(result: Result, console: Console) -> None:
-    """Print the curve as a table."""
-    table = Table(title=f"Return in {result.facts['environment']['id']}", title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("policy", overflow="fold")
-    for head in ("return [95 %]", "less oracle", "each seed"):
-        table.add_column(head, justify="right")
-    oracle = result.baselines["oracle"]
-    rows = [(f"codes, {n:,} labels", values) for n, values in result.imitation.items()]
-    for name, values in rows + [(BASELINES[name], values) for name, values in result.baselines.items()]:
-        paired = values and len(values) > 1 and values is not oracle
+    """Print the curve as a table that fits 80 columns."""
+    title = f"Return in {result.facts['environment']['id']}: codes mapped by n labelled steps, and baselines"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("mean [95 %]", justify="right", no_wrap=True)
+    table.add_column("less oracle [95 %]", justify="right", no_wrap=True)
+    table.add_column("each seed", justify="right", overflow="fold")
+    rows = [(f"n={n:,}", values) for n, values in result.imitation.items()]
+    for name, values in rows + list(result.baselines.items()):
+        less = None if name == "oracle" else result.less_oracle(values)
         table.add_row(
             name,
             interval(summary(values)) if values else "n/a",
-            "{:.2f} [{:.2f}, {:.2f}]".format(*paired_t(values, oracle)) if paired else "",
+            interval(less) if less else "",
             " ".join(f"{value:.2f}" for value in values),
         )
     console.print(table)
     for name, reason in result.reasons.items():
-        console.print(f"{BASELINES[name]}: n/a, {reason}", style="dim", highlight=False)
+        console.print(f"{name}: n/a, {reason}", style="dim", highlight=False)
 
 
 def interval(found: dict[str, Any]) -> str:

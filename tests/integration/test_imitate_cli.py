@@ -53,7 +53,7 @@ def test_every_seed_of_every_number_is_written_drawn_and_printed(folder, tmp_pat
     config.write_text(yaml.safe_dump({"labels": [20, 0], "seeds": [0, 3]}))
     run(words(folder, "-c", str(config), *TINY, "--out", "out"))
     printed = capsys.readouterr().out
-    assert "codes, 20 labels" in printed and "oracle" in printed and "…" not in printed
+    assert "n=20" in printed and "oracle" in printed and "…" not in printed
     found = json.loads((tmp_path / "out" / "imitation.json").read_text())
     assert [one["labels"] for one in found["imitation"]] == [0, 20] and found["seeds"] == [0, 3]
     arms = [*found["imitation"], found["oracle"], found["random"], found["expert"]]
@@ -78,7 +78,7 @@ def test_a_recording_by_nobody_known_has_no_expert_to_play(folder, tmp_path, cap
             folder, *TINY, "--labels", "5", "--seeds", "0", "--expert", str(tmp_path / "expert"), "--out", str(tmp_path)
         )
     )
-    assert "the expert itself: n/a, there is no policy 'Dreamer' for sprites" in capsys.readouterr().out
+    assert "expert: n/a, there is no policy 'Dreamer' for sprites" in capsys.readouterr().out
     found = json.loads((tmp_path / "imitation.json").read_text())
     assert found["expert"]["mean"] is None and "Dreamer" in found["expert"]["reason"]
     assert "low_95" not in found["oracle"], "one seed has no interval"

@@ -33,7 +33,8 @@ def test_an_experiment_that_goes_on_says_which_seeds_are_done(tmp_path):
     write_json(result(seeds=2), tmp_path / "imitation.json")
     found = json.loads((tmp_path / "imitation.json").read_text())
     assert found["seeds"] == [5, 6] and found["unfinished_seeds"] == [7]
-    assert found["imitation"][1] == {"labels": 10} | summary([1.0, 2.0])
+    less = dict(zip(("mean", "low_95", "high_95"), paired_t([1, 2], [2, 4]), strict=True))
+    assert found["imitation"][1] == {"labels": 10} | summary([1.0, 2.0]) | {"less_oracle": less}
     assert found["expert"] == {"by_seed": [], "mean": None, "reason": "nobody knows it"}
     assert found["held_out_accuracy"] == {"codes": summary([0.5, 0.5])} and found["episodes"] == 4
 
@@ -50,10 +51,11 @@ def test_the_table_pairs_seeds_with_the_oracles(seeds):
     with console.capture() as capture:
         show(result(seeds), console)
     lines = capture.get().splitlines()
-    (line,) = (line for line in lines if "codes, 10 labels" in line)
+    assert not any("…" in line for line in lines)
+    (line,) = (line for line in lines if "n=10" in line)
     if seeds == 3:
         less = paired_t([1, 2, 3], [2, 4, 6])
         assert f"{less[0]:.2f} [{less[1]:.2f}, {less[2]:.2f}]" in line and "1.00 2.00 3.00" in line
     else:
         assert "[" not in line
-    assert any("the expert itself: n/a, nobody knows it" in line for line in lines)
+    assert any("expert: n/a, nobody knows it" in line for line in lines)
