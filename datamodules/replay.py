@@ -164,10 +164,8 @@ class ReplayDataModule(LightningDataModule):
         here = False  # whether this run goes on in its own folder
         if state is not None:
             origin = self._run.origin(self._named(REPLAY), state)
-            place, here = (
-                origin / self._named(REPLAY),
-                self._run.path is not None and origin == self._run.path.resolve(),
-            )
+            here = self._run.path is not None and origin == self._run.path.resolve()
+            place = origin / self._named(REPLAY)
             self._loader.load(state, place, here)
             if here and self._run.from_last:
                 self._saved = [state["replay"]]
