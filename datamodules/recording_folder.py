@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +71,12 @@ def prepare(root: Path, overwrite: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
+
+
+def next_to(root: Path) -> Path:
+    """The first of ``root``, ``root-2``, ``root-3`` ... that is not there."""
+    others = (root.with_name(f"{root.name}-{n}") for n in count(2))
+    return next(path for path in chain([root], others) if not path.exists())
 
 
 def forget(root: Path) -> None:

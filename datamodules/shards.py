@@ -23,11 +23,10 @@ from datamodules.codec import ChunkMeta, Rows, check_codec, encode_chunk
 from datamodules.experience import ExperienceError, ExperienceSpec, check_chunks, check_episode
 from datamodules.index import INDEX_NAME, Index, Shard, Source, read_index, sync_folder, write_index
 from datamodules.recording_folder import is_ours, prepare, swap
+from datamodules.recording_state import TAR_END, hash_of_start, lost, part_of
 from datamodules.shard_reading import iter_episodes, read_chunks, verify
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
-
-TAR_END = 1024  # two zero blocks end a tar file
 
 
 @dataclass
@@ -41,6 +40,7 @@ class _OpenShard:
     samples: int = 0
     episodes: list[tuple[int, int]] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)  # of these bytes
 
     @property
     def steps(self) -> int:
@@ -69,7 +69,8 @@ class ShardWriter:
         resume: the :meth:`state` of a writer of this folder to go on from; what it wrote after that is forgotten.
 
     Raises:
-        ExperienceError: ``root`` already holds something, an argument cannot work, or what ``resume`` names is gone.
+        ExperienceError: ``root`` already holds something, an argument cannot work, or what ``resume`` names is no longer
+            there as it was.
     """
 
     def __init__(
@@ -168,12 +169,15 @@ class ShardWriter:
         with self._or_give_up():
             shard = self._open.get(split) or self._start(split)
             shard.file.seek(shard.bytes)  # behind it may lie what an episode left that was cut short
+        digest = shard.digest.copy()
         for rows in chunks:  # whatever goes wrong in making them is none of ours
             data = self._encode(rows, number, length)
             with self._or_give_up():
                 _write_all(shard.file, data)
+            digest.update(data)
             size, length, samples = size + len(data), length + len(rows["is_first"]), samples + 1
         shard.bytes += size
+        shard.digest = digest
         shard.samples += samples
         shard.episodes.append((number, length))
         shard.sources += [source] if source else []
@@ -222,34 +226,39 @@ class ShardWriter:
             }
             for split, shard in self._open.items()
         }
-        return {"finished": [shard.path for shard in self._index.shards], "open": opened, "episodes": self._episodes}
+        hashes = {shard.path: shard.sha256 for shard in self._index.shards}
+        hashes |= {shard.target.name: shard.digest.hexdigest() for shard in self._open.values()}
+        return {
+            "folder": self.root.name,
+            "finished": [shard.path for shard in self._index.shards],
+            "open": opened,
+            "sha256": hashes,
+            "episodes": self._episodes,
+        }
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Make the folder what it was at ``state``. Killed on the way, it can be done again."""
-        there = {}
-        if (self.root / INDEX_NAME).exists():
-            there = {shard.path: shard for shard in read_index(self.root).shards}
-        if lost := sorted(set(state["finished"]) - there.keys()):
-            raise ExperienceError(f"{self.root / lost[0]} is missing: the recording cannot be gone on with")
-        self._index = replace(self._index, shards=tuple(there[path] for path in state["finished"]))
+        if gone := lost(self.root, state):
+            raise ExperienceError(f"{gone}: the recording cannot be gone on with")
         self._episodes = state["episodes"]
-        if self._index.shards:
+        if state["finished"]:
+            there = {shard.path: shard for shard in read_index(self.root).shards}
+            self._index = replace(self._index, shards=tuple(there[path] for path in state["finished"]))
             write_index(self._index)
         else:
             (self.root / INDEX_NAME).unlink(missing_ok=True)
         for split, opened in state["open"].items():
-            target = self.root / opened["path"]
-            part = target.with_name(f".{target.name}.part")
+            target, size = self.root / opened["path"], opened["bytes"]
+            part = part_of(target)
             if target.exists():  # finished after that state
                 os.replace(target, part)
-            if not part.exists() or part.stat().st_size < opened["bytes"]:
-                raise ExperienceError(f"{part} is missing or too short: the recording cannot be gone on with")
             file = open(part, "r+b", buffering=0)  # noqa: SIM115 (closed by _finish)
-            file.truncate(opened["bytes"])
-            file.seek(opened["bytes"])
+            file.truncate(size)
+            file.seek(size)
             episodes = [(number, steps) for number, steps in opened["episodes"]]
             sources = [Source(**source) for source in opened.get("sources", ())]
-            self._open[split] = _OpenShard(target, part, file, opened["bytes"], opened["samples"], episodes, sources)
+            digest = hash_of_start(part, size)
+            self._open[split] = _OpenShard(target, part, file, size, opened["samples"], episodes, sources, digest)
         known = {INDEX_NAME, *state["finished"], *(shard.part.name for shard in self._open.values())}
         for path in self.root.iterdir():
             if path.name not in known and is_ours(path.name):
@@ -270,7 +279,7 @@ class ShardWriter:
 
     def _start(self, split: str) -> _OpenShard:
         target = self._folder / f"{split}-{len(self._index.of(split)):06d}.tar"
-        part = target.with_name(f".{target.name}.part")
+        part = part_of(target)
         self._open[split] = _OpenShard(target, part, open(part, "wb", buffering=0))  # noqa: SIM115 (closed by _finish)
         return self._open[split]
 
