@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from fake_codes import Deaf, Distracted, Elsewhere, Merged, Noisy, Renamed, Scribbler, Split, Vectored
@@ -11,7 +12,14 @@ from fake_worlds import MOVES, QUICK, SPEC, Aimless, Coded, CopyLast, Oracle, sp
 from datamodules.experience import ActionSpace, action_vectors
 from lit_wm.contract import map_state
 from lit_wm.evaluation.code_scores import code_numbers
-from lit_wm.evaluation.control_scores import COUNTERFACTUAL, TRANSFER, control_numbers
+from lit_wm.evaluation.control_scores import (
+    ACTIONS,
+    COUNTERFACTUAL,
+    TRANSFER,
+    control_numbers,
+    counterfactual_trial,
+    transfer_trial,
+)
 from lit_wm.evaluation.delta_psnr import delta_psnr_numbers
 from lit_wm.evaluation.effect_readings import ByFrames, readings_of
 from lit_wm.evaluation.judge import fit_effect_reader, judge
@@ -194,6 +202,30 @@ def test_in_a_world_that_does_not_obey_at_once_codes_are_transferred_and_command
     readings = {"frames": ByFrames(Coded(), lambda x: x, reader)}
     n = control_numbers(Coded(), CLIPS["test"], steering, SPEC, drifting, readings, FAST, draws)
     assert n[TRANSFER].value > 0.95 and n[COUNTERFACTUAL].reason == "it drifts"
+
+
+def test_a_code_is_taken_from_another_clip_and_only_where_there_is_room():
+    test = CLIPS["test"]
+    effect, places = LAW.effects(test, SPEC), LAW.places(test)[:, 3]
+    clip = torch.arange(len(effect))[:, None].expand_as(effect)
+    codes = 10 * clip + effect  # says whence it comes and what it did there
+    trial = transfer_trial(codes, effect, places, LAW, np.random.default_rng(0))
+    assert (trial.controls // 10 != trial.rows).all() and (trial.controls % 10 == trial.effect).all()
+    assert len(set(zip(trial.rows.tolist(), trial.effect.tolist(), strict=True))) == len(trial.rows)
+    for kind in LAW.displacement:
+        assert torch.equal(trial.rows[trial.effect == kind].sort().values, LAW.room_for(kind, places).nonzero()[:, 0])
+    alone = transfer_trial(codes[:1], effect[:1], places[:1], LAW, np.random.default_rng(0))
+    assert alone == "there is room for an effect in 0 cases only"
+
+
+def test_of_many_actions_some_are_tried():
+    law = dataclasses.replace(LAW, usual=dict.fromkeys(range(30), 4))
+    wide = dataclasses.replace(SPEC, action=ActionSpace("discrete", (30,)))
+    steering = Steering(Oracle(), CLIPS, SPEC, FAST)
+    places = LAW.places(CLIPS["test"])[:, 3]
+    trial = counterfactual_trial(Oracle(), steering, wide, places, law, np.random.default_rng(0))
+    assert (torch.bincount(trial.rows) == ACTIONS).all() and trial.controls.shape[1] == 30
+    assert len(trial.controls.argmax(1).unique()) == 30
 
 
 def test_without_true_state_nothing_is_read_but_frames_are_still_compared():
