@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from datamodules.experience import ExperienceSpec
-from lit_wm.contract import Batch, WorldModelContract, map_state
-from lit_wm.evaluation.control_scores import Decoder, Stage, draw
+from lit_wm.contract import Batch, WorldModelContract, at, map_state
+from lit_wm.evaluation.control_scores import observed
+from lit_wm.evaluation.effect_readings import Decoder, draw
 from lit_wm.evaluation.effects import UNDEFINED
 from lit_wm.evaluation.obedience import Obedience
 from lit_wm.evaluation.rollouts import device_of
@@ -104,17 +105,18 @@ def hold(
 ) -> tuple[Tensor, Tensor]:
     """Pictures (S,C,H,W) of a few states and (S,K,C,H,W) of what follows when each of the codes (K,...) is held."""
     rows = roomy_clips(test, obedience, settings)
-    stage = Stage({key: value[rows] for key, value in test.items()}, model, decoder, settings)
-    device = device_of(model)
-    count = len(rows)
-    state = map_state(stage.state, lambda x: x.repeat_interleave(len(codes), 0))
+    some = {key: value[rows] for key, value in test.items()}
+    start = at(observed(model, some, settings.context, settings), settings.context - 1)
+    device, count = device_of(model), len(rows)
+    state = map_state(start, lambda x: x.repeat_interleave(len(codes), 0))
     controls = codes.repeat(count, *[1] * (codes.ndim - 1))[:, None]
     controls = controls.expand(-1, HELD, *codes.shape[1:]).to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     with torch.inference_mode():
         future = model.imagine(state, controls, 1, settings.temperature, generator)
         last = draw(model, map_state(future, lambda x: x[:, 0, -1:]), decoder)[:, 0]
-    return as_bytes(stage.drawn_btchw[:, 0]), as_bytes(last).unflatten(0, (count, len(codes)))
+        first = draw(model, map_state(start, lambda x: x[:, None]), decoder)[:, 0]
+    return as_bytes(first), as_bytes(last).unflatten(0, (count, len(codes)))
 
 
 def roomy_clips(test: Batch, obedience: Obedience | str, settings: Settings) -> Tensor:

@@ -1,9 +1,7 @@
 """What did the agent do between two pictures? A small network that tells the effect class, the same for every run.
 
-It is fitted on pairs of **real** frames of training clips and then shown imagined ones. Reading pictures, not features, is on
-purpose: features of an imagined state may hold the action itself, and a probe for the effect would find it there, whether or
-not the model moved anything. Its accuracy on real test frames is its ceiling for a perfect painter; its accuracy on frames that
-a run *drew of what it had seen* is the ceiling for that run: what cannot be read from those cannot be missed in imagination.
+It is fitted on pairs of **real** frames of training clips and then shown frames that a run drew
+(:mod:`~lit_wm.evaluation.effect_readings`). Its accuracy on real test frames is what it could reach for a perfect painter.
 
 The network looks everywhere for the marks of a movement (convolutions, then the maximum over places), so that it need not have
 seen every movement at every place.

@@ -24,6 +24,7 @@ from lit_wm.evaluation.collapse import collapse_panel
 from lit_wm.evaluation.control_scores import control_numbers
 from lit_wm.evaluation.delta_psnr import delta_psnr_numbers
 from lit_wm.evaluation.effect_reader import EffectReader, fit_reader
+from lit_wm.evaluation.effect_readings import readings_of
 from lit_wm.evaluation.frame_scores import frame_numbers
 from lit_wm.evaluation.leak import leak_numbers
 from lit_wm.evaluation.obedience import learn_obedience
@@ -119,7 +120,8 @@ def judge(
     progress("trying actions")
     reader = reader or fit_effect_reader(clips["train"], spec, settings)
     numbers |= delta_psnr_numbers(model, clips, steering, spec, decoder, settings, draws)
-    numbers |= control_numbers(model, clips, steering, spec, obedience, reader, decoder, settings, draws)
+    readings = readings_of(model, decoder, reader, features_btd, clips["train"], obedience)
+    numbers |= control_numbers(model, test, steering, spec, obedience, readings, settings, draws)
     progress("measuring cost")
     numbers |= cost_numbers(model, test, steering.fair["test"], settings, train_batch, at_step)
     progress("drawing")

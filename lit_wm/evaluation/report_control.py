@@ -12,6 +12,7 @@ NO_CODES = "n/a: no run has codes of its own."
 def control(card: Scorecard) -> list[str]:
     """Delta PSNR, transfer and counterfactual accuracy with their floors and ceilings."""
     notes, rows = Notes(), []
+    real = notes.cell(card.runs[0].numbers.get("control/ceiling_real_frames"), fixed(3), interval=False)
     for run in card.runs:
         n, kind = run.numbers, "codes" if "codes/used" in run.numbers else "actions"
         terms = (n.get(f"delta_psnr_{term}/k4/{kind}") for term in ("true", "random"))
@@ -24,11 +25,13 @@ def control(card: Scorecard) -> list[str]:
                 notes.cell(n.get(f"delta_psnr/k4/{kind}_common"), fixed(2)),
                 *with_floor(run, "codes/transfer_accuracy", notes),
                 *with_floor(run, "control/counterfactual_accuracy", notes),
-                " / ".join(notes.cell(n.get(f"control/reader_{of}"), fixed(2), False) for of in ("real", "drawn")),
+                " / ".join(
+                    notes.cell(n.get(f"control/ceiling_{of}"), fixed(2), False) for of in ("frames", "features")
+                ),
             ]
         )
     head = ["run", "by", "delta-PSNR, t=4", "true / random", "common decoder", "transfer", "shuffled"]
-    head += ["counterfactual", "shuffled", "ceiling: effects read off real frames / drawn of what was seen"]
+    head += ["counterfactual", "shuffled", "ceiling: effects read off frames / features of what was seen"]
     return [
         "## Control: does an action do in imagination what it does in the world?",
         "",
@@ -37,8 +40,9 @@ def control(card: Scorecard) -> list[str]:
         " everything that a code carries, so codes that leak the next frame, or that follow a distractor and not the agent, score high."
         " Believe it only beside a high transfer and AMI and a low leak. *Transfer*: a code that was inferred where one clip made"
         " a movement, applied to another clip's state, makes that movement there. *Counterfactual*: from one state every action"
-        " (or the code that stands for it) is tried; the agent moves as the world would have moved it. Both are read off one"
-        " imagined frame by a network that was trained on real frames; steps blocked by a wall are left out.",
+        " (or the code that stands for it) is tried; the agent moves as the world would have moved it. Steps blocked by a wall are left out."
+        f" Both are read off one imagined step: off frames by a network that was trained on real ones (there it is right in {real})"
+        " or off features by a ridge regression of the agent's place, whichever is the better on states that were seen (the ceiling).",
         *table(head, rows),
         *notes.lines(),
     ]

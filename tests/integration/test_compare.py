@@ -94,7 +94,7 @@ def test_compare_judges_two_routes_and_one_of_them_twice_alike(folder, monkeypat
             assert number == again["numbers"][tag], tag
     assert genie["numbers"]["codes/effect_ami"]["n"] > 100
     assert genie["numbers"]["delta_psnr/k4/codes"]["n"] == 30 == jepa["numbers"]["delta_psnr/k4/actions_common"]["n"]
-    assert genie["numbers"]["control/reader_real"]["value"] > 0.9
+    assert genie["numbers"]["control/ceiling_real_frames"]["value"] > 0.9
     assert "decoder" in jepa["numbers"]["psnr_native/k4"]["reason"]
     for judged in card["runs"]:
         assert judged["numbers"]["state_r2_ceiling/k8/task"]["value"] > 0.999

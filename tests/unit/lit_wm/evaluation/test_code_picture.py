@@ -11,6 +11,7 @@ from PIL import Image
 
 from lit_wm.evaluation import code_picture, render_codes
 from lit_wm.evaluation.code_picture import HELD, picture_codes, roomy_clips
+from lit_wm.evaluation.effects import UNDEFINED
 from lit_wm.evaluation.obedience import learn_obedience
 from lit_wm.evaluation.steering import Steering
 
@@ -33,6 +34,7 @@ def test_each_code_is_shown_with_its_share_its_movements_and_what_it_leads_to():
     shown = picture(Coded())
     assert shown.titles == [f"code {i}" for i in range(5)] and shown.left_out == 0
     assert sum(shown.shares) == pytest.approx(1)
+    assert sum(map(len, shown.moved)) == (LAW.effects(CLIPS["test"], SPEC) != UNDEFINED).sum(), "without blocked steps"
     for code in range(5):
         move = MOVES[Coded.PERMUTATION.tolist().index(code)]
         assert len(shown.moved[code]) > 20 and (shown.moved[code] == move).all()

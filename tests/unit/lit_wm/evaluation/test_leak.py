@@ -104,5 +104,7 @@ def test_pooled_r2_is_r2_for_one_target_and_weighs_by_variation_for_two():
     assert pooled_r2(y + 7, guess + 7, draws).value == pytest.approx(exact)
     both = np.concatenate([10 * y, RNG.normal(size=y.shape)])
     assert pooled_r2(both, np.concatenate([10 * y, 0 * y]), draws).value > 0.98
+    means = np.array([[0.0], [50.0]])
+    assert abs(pooled_r2(both + means, 0 * both + means, draws).value) < 0.02, "naming each thing's mean tells nothing"
     y[0, ::2] = np.nan
     assert pooled_r2(y, guess, draws).n == 200
