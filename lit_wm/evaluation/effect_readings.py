@@ -4,7 +4,8 @@
   pictures. What a player sees; needs a decoder that draws the agent.
 * **features**: a ridge regression on projected features tells *where* the agent is, and the displacement is named after the
   nearest mean displacement. It is fitted for the place on purpose: features of an imagined state may hold the action itself, and a
-  probe for the *effect* would find it there, whether or not the model moved anything.
+  probe for the *effect* would find it there, whether or not the model moved anything. It is fitted on states that were seen, so
+  imagined ones must look like them (``state_r2_p0`` asks the same).
 
 Both are tried on states that the model *saw*; the better one there is used for what it imagines, and its accuracy is the ceiling.
 """
