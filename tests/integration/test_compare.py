@@ -237,7 +237,9 @@ def test_codebooks_of_the_floor_are_started_where_those_of_the_run_were(folder):
     weights, floor_weights = built.state_dict(), floor.state_dict()
     changed = {name for name in weights if not torch.equal(weights[name], floor_weights[name])}
     parts = {
-        f"{part}.quantizer.{name}" for part in ("tokenizer", "lam") for name in ("codebook", "usage", "sums", "updates")
+        f"{part}.{name}"
+        for part in ("tokenizer.quantizer", "lam.bottleneck")
+        for name in ("codebook", "usage", "sums", "updates")
     }
     assert changed == parts | {"dynamics.input.codes"}, "the weights are those of every floor"
     plain = jepa.fresh_model(0).state_dict()
