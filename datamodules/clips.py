@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.codec import Rows, decode_chunk, decode_meta
 from datamodules.experience import ExperienceError, ExperienceSpec
 from datamodules.index import INDEX_NAME, Index, Shard
-from datamodules.shards import read_chunks
+from datamodules.shard_reading import read_chunks
 
 Segment = tuple[int, int]  # first row, number of rows
 

@@ -15,12 +15,13 @@ key                   shape, dtype          meaning
 ``state``             (T,F) float32         ground truth, for evaluation only; NaN where a factor is undefined
 ====================  ====================  ==========================================================================
 
-A batch has the same keys with a leading batch axis, pictures as (B,T,C,H,W) and still uint8.
+A batch has the same keys with a leading batch axis, pictures as (B,T,C,H,W) and still uint8. Where nobody acted, as in
+video (:attr:`ExperienceSpec.acted`), there is neither ``action`` nor ``reward``: zeros would be taken for actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 STEP_KEYS = ("action", "reward", "is_first", "is_last", "is_terminal")
 BATCH_KEYS = ("state", "weight", "episode", "start", "stream", "step")  # what a batch may hold beside them
-ACTION_KINDS = ("discrete", "multi_discrete", "continuous")
+ACTION_KINDS = ("discrete", "multi_discrete", "continuous", "none")
 FACTOR_GROUPS = ("task", "velocity", "event", "distractor")
 FACTOR_KINDS = ("continuous", "discrete")
 
@@ -45,8 +46,9 @@ class ActionSpace:
     """The actions of an environment.
 
     Args:
-        kind: ``discrete`` (int64 scalar per step), ``multi_discrete`` (int64 vector) or ``continuous`` (float32 in [-1, 1]).
-        sizes: ``(n,)`` classes, the classes of each entry, or ``(dims,)``.
+        kind: ``discrete`` (int64 scalar per step), ``multi_discrete`` (int64 vector), ``continuous`` (float32 in [-1, 1]),
+            or ``none`` where nobody acted.
+        sizes: ``(n,)`` classes, the classes of each entry, or ``(dims,)``; ``()`` of ``none``.
         names: a name for each class of a discrete space; empty when there are none.
     """
 
@@ -59,6 +61,10 @@ class ActionSpace:
         object.__setattr__(self, "names", tuple(self.names))
         if self.kind not in ACTION_KINDS:
             raise ExperienceError(f"action kind '{self.kind}' is not one of {', '.join(ACTION_KINDS)}")
+        if self.kind == "none":
+            if self.sizes or self.names:
+                raise ExperienceError(f"an action space of kind none has neither sizes {self.sizes} nor names")
+            return
         if not self.sizes or min(self.sizes) < 1:
             raise ExperienceError(f"action sizes {self.sizes} must be positive")
         if self.kind != "multi_discrete" and len(self.sizes) != 1:
@@ -138,6 +144,11 @@ class ExperienceSpec:
         return tuple(sorted(key for key, shape in self.observations.items() if len(shape) == 3))
 
     @property
+    def acted(self) -> bool:
+        """Whether somebody acted. If not, the steps hold neither ``action`` nor ``reward``."""
+        return self.action.kind != "none"
+
+    @property
     def vectors(self) -> tuple[str, ...]:
         """Vector keys in sorted order."""
         return tuple(sorted(key for key, shape in self.observations.items() if len(shape) == 1))
@@ -180,7 +191,8 @@ def check_rows(rows: Mapping[str, np.ndarray], spec: ExperienceSpec, where: str 
     expected: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         key: (shape, np.dtype(np.uint8 if len(shape) == 3 else np.float32)) for key, shape in spec.observations.items()
     }
-    expected |= {"action": (spec.action.shape, spec.action.dtype), "reward": ((), np.dtype(np.float32))}
+    if spec.acted:
+        expected |= {"action": (spec.action.shape, spec.action.dtype), "reward": ((), np.dtype(np.float32))}
     expected |= {key: ((), np.dtype(bool)) for key in ("is_first", "is_last", "is_terminal")}
     if "state" in rows:
         expected["state"] = ((len(spec.factors),), np.dtype(np.float32))
@@ -188,7 +200,7 @@ def check_rows(rows: Mapping[str, np.ndarray], spec: ExperienceSpec, where: str 
         raise ExperienceError(f"{where}: '{missing[0]}' is missing")
     if extra := sorted(rows.keys() - expected.keys()):
         raise ExperienceError(f"{where}: '{extra[0]}' is not described by the index")
-    steps = len(rows["reward"])
+    steps = len(rows["is_first"])
     if steps < 1:
         raise ExperienceError(f"{where}: holds no steps")
     for key, (shape, dtype) in expected.items():
@@ -202,24 +214,32 @@ def check_rows(rows: Mapping[str, np.ndarray], spec: ExperienceSpec, where: str 
 
 def _check_values(rows: Mapping[str, np.ndarray], spec: ExperienceSpec, where: str) -> None:
     """Values, once shapes and dtypes are known to be right."""
-    last, first, action = rows["is_last"], rows["is_first"], rows["action"]
+    last, first = rows["is_last"], rows["is_first"]
     if first[1:].any():
         raise ExperienceError(f"{where}: 'is_first' is set at step {int(first[1:].argmax()) + 1}, inside an episode")
     if last[:-1].any():
         raise ExperienceError(f"{where}: 'is_last' is set at step {int(last.argmax())}, before the end")
     if (rows["is_terminal"] & ~last).any():
         raise ExperienceError(f"{where}: 'is_terminal' is set where 'is_last' is not")
-    if np.any(action[last] != 0):
-        raise ExperienceError(f"{where}: 'action' on the last row of an episode is void and must be stored as 0")
-    if first[0] and rows["reward"][0] != 0:
-        raise ExperienceError(f"{where}: 'reward' on the first row is {rows['reward'][0]}, but nothing was done yet")
     for key in ("reward", *spec.vectors, *(["action"] if spec.action.kind == "continuous" else [])):
-        if not np.isfinite(rows[key]).all():
+        if key in rows and not np.isfinite(rows[key]).all():
             raise ExperienceError(f"{where}: '{key}' holds NaN or infinity")
     if "state" in rows and np.isinf(rows["state"]).any():
         raise ExperienceError(f"{where}: 'state' holds infinity (NaN marks an undefined factor)")
-    low, high = (-1, np.ones(())) if spec.action.kind == "continuous" else (0, np.asarray(spec.action.sizes) - 1)
-    if spec.action.kind == "discrete":
+    if spec.acted:
+        _check_acts(rows["action"], rows["reward"], first, last, spec.action, where)
+
+
+def _check_acts(
+    action: np.ndarray, reward: np.ndarray, first: np.ndarray, last: np.ndarray, space: ActionSpace, where: str
+) -> None:
+    """What was done and what came of it."""
+    if np.any(action[last] != 0):
+        raise ExperienceError(f"{where}: 'action' on the last row of an episode is void and must be stored as 0")
+    if first[0] and reward[0] != 0:
+        raise ExperienceError(f"{where}: 'reward' on the first row is {reward[0]}, but nothing was done yet")
+    low, high = (-1, np.ones(())) if space.kind == "continuous" else (0, np.asarray(space.sizes) - 1)
+    if space.kind == "discrete":
         high = high[0]
     if action.size and (np.any(action < low) or np.any(action > high)):
         raise ExperienceError(f"{where}: 'action' leaves its range [{low}, {np.asarray(high).tolist()}]")
@@ -234,6 +254,21 @@ def check_episode(rows: Mapping[str, np.ndarray], spec: ExperienceSpec, where: s
     if not rows["is_first"][0] or not rows["is_last"][-1]:
         raise ExperienceError(f"{where}: a whole episode has 'is_first' on its first and 'is_last' on its last row")
     return steps
+
+
+def check_chunks(
+    chunks: Iterable[Mapping[str, np.ndarray]], spec: ExperienceSpec, where: str
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """:func:`check_episode` for an episode that comes in chunks: each is handed on as soon as it is checked."""
+    begun = ended = False
+    for rows in chunks:
+        check_rows(rows, spec, where)
+        if rows["is_first"][0] == begun or ended:
+            raise ExperienceError(f"{where}: 'is_first' and 'is_last' must be set at its ends and nowhere else")
+        begun, ended = True, bool(rows["is_last"][-1])
+        yield rows
+    if not ended:
+        raise ExperienceError(f"{where}: a whole episode has 'is_last' on its last row")
 
 
 def action_vectors(action: torch.Tensor, is_last: torch.Tensor, space: ActionSpace) -> torch.Tensor:

@@ -22,6 +22,14 @@ SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
 @dataclass(frozen=True)
+class Source:
+    """The file that an episode was made from, by its name inside the folder that was converted, and where in it it begins."""
+
+    file: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Shard:
     """One tar file.
 
@@ -33,6 +41,7 @@ class Shard:
         bytes: size of the file.
         sha256: of the file.
         episodes: (number of the episode, its steps), ascending, as they lie in the file.
+        sources: of each of these episodes, where it was made from a file; else empty.
     """
 
     path: str
@@ -42,6 +51,7 @@ class Shard:
     bytes: int
     sha256: str
     episodes: tuple[tuple[int, int], ...]
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple((int(number), int(steps)) for number, steps in self.episodes))
@@ -50,8 +60,15 @@ class Shard:
             raise ExperienceError(f"{self.path}: its episodes are not in ascending order: record again")
         if not SHARD_NAME.fullmatch(self.path) or not self.path.startswith(f"{self.split}-"):
             raise ExperienceError(f"'{self.path}' is not the name of a {self.split} shard")
+        if self.sources and len(self.sources) != len(self.episodes):
+            raise ExperienceError(f"{self.path}: {len(self.sources)} sources of {len(self.episodes)} episodes")
         if self.steps != sum(steps for _, steps in self.episodes):
             raise ExperienceError(f"{self.path}: {self.steps} steps, but its episodes sum up to another number")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``index.json`` holds of it."""
+        sources = {"sources": [vars(source) for source in self.sources]} if self.sources else {}
+        return {key: value for key, value in vars(self).items() if key != "sources"} | sources
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ class Index:
             "chunk_steps": self.chunk_steps,
             "splits": self.splits,
             "data_hash": self.data_hash,
-            "shards": [vars(shard) for shard in self.shards],
+            "shards": [shard.to_dict() for shard in self.shards],
         }
 
 
@@ -246,7 +263,14 @@ def _shard(plain: Any) -> Shard:
         fits = isinstance(pair, list) and [type(number) for number in pair] == [int, int]
         if not fits or pair[0] < 0 or pair[1] < 1:
             raise ExperienceError(f"'episodes' of {shard['path']} holds {pair!r}, expected [number, steps]")
-    return Shard(**shard)
+    return Shard(**shard, sources=tuple(_source(source, shard["path"]) for source in plain.get("sources", ())))
+
+
+def _source(plain: Any, path: str) -> Source:
+    """A source that ``index.json`` names, of a shard at ``path``."""
+    if not isinstance(plain, dict):
+        raise ExperienceError(f"'sources' of {path} holds {plain!r}, expected an object")
+    return Source(_typed(plain, "file", str), _typed(plain, "seconds", float))
 
 
 def _typed(plain: dict[str, Any], key: str, kind: type) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,10 @@ from datamodules.envs import make, require_next_step
 from datamodules.experience import ExperienceError, ExperienceSpec, Policy
 from datamodules.index import INDEX_NAME, Index, read_index
 from datamodules.policies import make_policy
+from datamodules.progress import progress_bar
+from datamodules.recording_folder import Recording, require_same
 
 Rows = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What was recorded: the folder, how many episodes, steps (rows) and bytes, in how many seconds."""
-
-    root: Path
-    episodes: int
-    steps: int
-    bytes: int
-    seconds: float
 
 
 def record(
@@ -86,19 +75,12 @@ def record(
         overwrite=overwrite,
     )
     try:
-        with writer, _progress_bar(steps, progress) as advance:
-            for rows in collect(env, spec, player, steps, advance):
+        with writer, progress_bar("recording", "steps", steps, progress) as bar:
+            for rows in collect(env, spec, player, steps, bar.advance):
                 writer.write_episode(rows)
     finally:
         env.close()
-    shards = writer.close().shards
-    return Recording(
-        Path(out),
-        sum(len(shard.episodes) for shard in shards),
-        sum(shard.steps for shard in shards),
-        sum(shard.bytes for shard in shards),
-        time.perf_counter() - began,
-    )
+    return Recording.of(out, writer.close(), time.perf_counter() - began)
 
 
 def played_side_by_side(num_envs: int, steps: int) -> int:
@@ -128,7 +110,7 @@ def find_recording(
     index = read_index(out)
     total = sum(shard.steps for shard in index.shards)
     fits = total in (steps - 1, steps) if index.complete else total <= steps  # see collect: one row may be left over
-    for name, there, wanted in (
+    wanted = (
         ("environment", index.environment, {"id": env_id, **env_args}),
         ("policy", index.policy, policy),
         ("seed", index.seed, seed),
@@ -136,12 +118,8 @@ def find_recording(
         ("num_envs", index.num_envs, played_side_by_side(num_envs, steps)),
         ("codec", index.codec, codec),
         ("holdout", index.holdout, holdout),
-    ):
-        if there not in (wanted, None):  # None: what an index of an older version does not say
-            raise ExperienceError(
-                f"{out} holds a recording with {name} {there}, not {wanted}: choose another folder, or replace it with"
-                " --overwrite"
-            )
+    )
+    require_same(out, wanted)
     return index
 
 
@@ -210,21 +188,3 @@ def _episode(rows: list[dict[str, Any]], spec: ExperienceSpec) -> Rows:
     episode |= {key: episode[key].astype(dtype) for key, dtype in dtypes.items()}
     episode["action"][-1] = 0
     return episode
-
-
-@contextmanager
-def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
-    """A bar with steps per second on the error stream, silent if that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:,.0f} steps/s")
-
-    console = Console(stderr=True)
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not wanted or not console.is_terminal) as bar:
-        task = bar.add_task("recording", total=total)
-        yield lambda rows: bar.advance(task, rows)

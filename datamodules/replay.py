@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from datamodules.envs import describe, vector_env
 from datamodules.experience import ExperienceError
 from datamodules.online import OnlineLoader, OnlineSettings, over_ranks
 from datamodules.play import PlayLoader
-from datamodules.recording_folder import forget
-from datamodules.replay_memory import Replay
+from datamodules.recording_folder import forget, next_to
+from datamodules.recording_state import holds_more, lost
+from datamodules.replay_memory import KEPT, Replay
+from datamodules.run_folder import RunFolder
 from datamodules.shards import ShardWriter
 
 REPLAY, EPISODES = "replay", "episodes"  # folders of a run
@@ -33,8 +37,14 @@ class ReplayDataModule(LightningDataModule):
     Every finished episode is also written to ``RUN/episodes`` in the shard format, so that what was collected can train
     any route. A checkpoint names files in ``RUN/replay``; resuming goes on with the same replay, environments and random
     numbers (an environment that cannot go back to its place begins a new episode). Each checkpoint writes what changed,
-    which after some updates is every latent, 4 (D + S) bytes a row: with millions of rows let them be rare. Files are
-    tidied up where ``StepCheckpoint`` alone keeps one checkpoint. ``test`` plays whole episodes.
+    which after some updates is every latent, 4 (D + S) bytes a row: with millions of rows let them be rare.
+    ``test`` plays whole episodes.
+
+    Only ``StepCheckpoint`` deletes files of the replay, those of the checkpoints that it wrote over. What anybody else
+    saved (``trainer.save_checkpoint``, another callback) is listed in ``RUN/replay/kept-STEP-....txt`` and stays until
+    that list is deleted. Going back to an earlier checkpoint leaves later ones whole: where the recording holds more
+    than a checkpoint that is not ``last.ckpt``, or no longer what the checkpoint recorded, episodes from there on go to
+    a new folder, ``RUN/episodes-2``.
 
     Args:
         env: ``sprites``, ``pong``, any Gymnasium id, or ``envpool:TASK``.
@@ -114,8 +124,13 @@ class ReplayDataModule(LightningDataModule):
         self._loader: OnlineLoader | None = None
         self._player: PlayLoader | None = None
         self._resumed: dict[str, Any] | None = None
-        self._saved: list[dict[str, Any]] = []  # replay states whose files a checkpoint may still need
-        self._mark = secrets.token_hex(4)  # in the names of files, so that no run takes another's for its own
+        self._begin_fit()
+
+    def _begin_fit(self) -> None:
+        self._mark = secrets.token_hex(4)  # in the names of files, so that no fit takes another's for its own
+        self._writes_over = False  # the checkpoint that is being saved replaces the one before
+        self._saved: list[dict[str, Any]] = []  # replay states of that checkpoint and of the one before
+        self._newest: tuple[int, dict[str, Any]] = (0, {})  # update and state of the last save, whoever asked for it
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -142,16 +157,35 @@ class ReplayDataModule(LightningDataModule):
     def train_dataloader(self) -> OnlineLoader:
         """The environments are made here, and brought back to where the checkpoint left them."""
         state = self._my_part(self._resumed)
+        self._begin_fit()
         rank = self.trainer.global_rank
         draws = np.random.SeedSequence(self.settings.seed, spawn_key=(rank,) if rank else ())
         self._loader = OnlineLoader(self._environments(TRAIN), self._agent(TRAIN), self.settings, draws)
+        here = False  # whether this run goes on in its own folder
         if state is not None:
-            self._loader.load(state, self._came_from(state) / self._named(REPLAY), self._goes_on_here(state))
-            self._saved = [state["replay"]] if self._goes_on_here(state) else []
-            if lost := self._loader.not_restored:
-                rank_zero_warn(f"{lost} environments could not go back to their place and begin new episodes")
-        self._loader.writer = self._writer(state)  # after the replay is known to be whole: it cuts off what came later
+            origin = self._run.origin(self._named(REPLAY), state)
+            here = self._run.path is not None and origin == self._run.path.resolve()
+            place = origin / self._named(REPLAY)
+            self._loader.load(state, place, here)
+            if here and self._run.from_last:
+                self._saved = [state["replay"]]
+            elif here:
+                Replay.keep(place, state["replay"])
+            if gone := self._loader.not_restored:
+                rank_zero_warn(f"{gone} environments could not go back to their place and begin new episodes")
+        elif self.trainer.ckpt_path or self.trainer.global_step:
+            rank_zero_warn(
+                f"training goes on from update {self.trainer.global_step} with an empty replay and new environments:"
+                " what it goes on from holds no replay"
+            )
+        # after the replay is known to be whole: a writer cuts off what came later
+        self._loader.writer = self._writer(state["writer"] if state is not None and here else None)
         self._resumed = None
+        for callback in self._run.others_that_replace:
+            rank_zero_warn(
+                f"{type(callback).__name__} replaces its checkpoints, but the files of the replay that they name stay, and"
+                " become ever more: give the Trainer lit_wm's StepCheckpoint alone, or let checkpoints be rare"
+            )
         rows, memory = self.settings.capacity, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if (full := rows * self._loader.replay.row_bytes) > memory:
             rank_zero_warn(
@@ -180,11 +214,11 @@ class ReplayDataModule(LightningDataModule):
         return over_ranks(self._of_all_ranks(self._loader.statistics()))
 
     def teardown(self, stage: str) -> None:
-        """End the environments, and finish the shards of what was played."""
+        """End the environments, and finish the shards of what was played. Nothing is left for another run to take up."""
         for source in (self._loader, self._player):
             if source is not None:
                 source.close()
-        self._loader = self._player = None
+        self._loader = self._player = self._resumed = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Lightning does not tear down after an exception; what was finished is to be seen, and no process left."""
@@ -193,10 +227,13 @@ class ReplayDataModule(LightningDataModule):
     # ---- what a checkpoint holds -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every rank; the replays themselves lie in the run's folder. A collective under DDP."""
+        """The state of every rank; the replays themselves lie in the run's folder. A collective under DDP.
+
+        After a fit it is the one that was saved at its last update; empty, with a warning, if none was.
+        """
         if self._loader is None:
-            return {}
-        folder = self._folder()
+            return self._state_after_fit()
+        folder = self._run.path
         if folder is None:
             raise ExperienceError(
                 "this run has no folder for its replay: give the Trainer a logger, or lit_wm's StepCheckpoint"
@@ -204,15 +241,47 @@ class ReplayDataModule(LightningDataModule):
         steps = self._loader.collector.env_steps  # two saves at one update, as after an exception, are two states
         tag = f"{self.trainer.global_step:08d}-{self._loader.batches}-{steps}-{self._mark}"
         state = self._loader.state(folder / self._named(REPLAY), tag)
-        state |= {"env": self.env_id, "env_args": self._played_args(), "folder": str(folder.resolve())}
-        if self._keeps_one(folder):  # which may still be the one before; where others are kept, they need their files
+        if self._writes_over:
             self._saved = [*self._saved, state["replay"]][-2:]
+        else:
+            Replay.keep(folder / self._named(REPLAY), state["replay"])
+        state |= {"env": self.env_id, "env_args": self._played_args(), "folder": str(folder.resolve())}
+        self._newest = self.trainer.global_step, {"ranks": self._of_all_ranks(state)}
+        return self._newest[1]
+
+    def _state_after_fit(self) -> dict[str, Any]:
+        update, state = self._newest
+        if state and update == self.trainer.global_step:
+            mine = state["ranks"][self.trainer.global_rank]
+            Replay.keep(Path(mine["folder"], self._named(REPLAY)), mine["replay"])
+            return state
+        if self.trainer.global_step:
+            rank_zero_warn(
+                "this checkpoint holds no replay, because the fit is over: it can be tested, but not gone on with. Save it"
+                " while the fit lasts, or give the Trainer lit_wm's StepCheckpoint, which saves the last update"
+            )
+        return {}
+
+    @contextmanager
+    def written_over(self, path: Path) -> Iterator[None]:
+        """Around the saving of a checkpoint that replaces the one before at ``path``, for the callback that does so.
+
+        Once it is there, files of the replay are deleted that neither it, nor the one before (a plugin may write later than
+        it says), nor anything that somebody else saved needs; none while other checkpoints lie beside it, which may be
+        copies of it.
+        """
+        self._writes_over = True
+        try:
+            yield
+        finally:
+            self._writes_over = False
+        folder = self._run.path
+        if self._saved and folder is not None and {file.name for file in path.parent.glob("*.ckpt")} <= {path.name}:
             Replay.tidy(folder / self._named(REPLAY), self._saved)
-        return {"ranks": self._of_all_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the environments are there."""
-        self._resumed = state_dict
+        """Kept until the environments are there; only a fit goes on."""
+        self._resumed = state_dict if self.trainer.state.fn == TrainerFn.FITTING else None
 
     def _my_part(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         if not state:
@@ -244,46 +313,9 @@ class ReplayDataModule(LightningDataModule):
 
     # ---- where things are ----------------------------------------------------------------------------------------
 
-    def _folder(self) -> Path | None:
-        """The run's folder: where the callback that keeps its checkpoints, or else the logger, puts what is the run's alone;
-        None where there is none."""
-        if (own := self._own_folder()) is not None:
-            return own
-        for callback in self.trainer.checkpoint_callbacks:
-            if callback.dirpath and Path(callback.dirpath).name == "checkpoints":
-                return Path(callback.dirpath).parent
-        logger = self.trainer.logger
-        if logger is None or not logger.save_dir or logger.version in (None, ""):
-            return None
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return Path(logger.save_dir, str(logger.name or ""), version)
-
-    def _own_folder(self) -> Path | None:
-        """The folder that lit_wm's StepCheckpoint gives a run, where nobody else writes."""
-        folders = (getattr(callback, "run_folder", None) for callback in self.trainer.checkpoint_callbacks)
-        return next((folder for folder in folders if folder is not None), None)
-
-    def _keeps_one(self, folder: Path) -> bool:
-        """Whether no checkpoint but the last is kept, so that files no longer named by it or the one before are nobody's."""
-        callbacks = self.trainer.checkpoint_callbacks
-        alone = len(callbacks) == 1 and self._own_folder() is not None and callbacks[0].save_top_k == 1
-        return alone and {path.name for path in folder.glob("checkpoints/*.ckpt")} <= {"last.ckpt"}
-
-    def _came_from(self, state: dict[str, Any]) -> Path:
-        """The folder of the run that a checkpoint is of: around it, also after a move, or else where it was written."""
-        around = Path(self.trainer.ckpt_path).resolve().parent.parent
-        named = [
-            name for stream in state["replay"]["streams"] for block in stream["blocks"] for name in block[:2] if name
-        ]
-        for folder in (around, Path(state.get("folder", around))):
-            if all((folder / self._named(REPLAY) / name).exists() for name in named):
-                return folder
-        return around
-
-    def _goes_on_here(self, state: dict[str, Any]) -> bool:
-        """Whether the checkpoint that is resumed is of this run's own folder."""
-        folder = self._folder()
-        return folder is not None and self._came_from(state) == folder.resolve()
+    @property
+    def _run(self) -> RunFolder:
+        return RunFolder(self.trainer)
 
     def _named(self, name: str) -> str:
         """A folder of this rank's own."""
@@ -299,8 +331,9 @@ class ReplayDataModule(LightningDataModule):
     def _agent(self, stream: int) -> Any:
         return self.trainer.lightning_module.policy(self._seed(stream))
 
-    def _writer(self, state: dict[str, Any] | None) -> ShardWriter | None:
-        folder = self._folder()
+    def _writer(self, recorded: dict[str, Any] | None) -> ShardWriter | None:
+        """What writes finished episodes, going on from the state it had in the run that goes on here, if any."""
+        folder = self._run.path
         if not self.keep_episodes or self.trainer.fast_dev_run:
             return None
         if folder is None:
@@ -308,14 +341,29 @@ class ReplayDataModule(LightningDataModule):
                 "keep_episodes: this run has neither logger nor checkpoint folder of its own, so it has no folder to keep them in"
             )
             return None
-        resume = state["writer"] if state is not None and self._goes_on_here(state) else None
-        if resume is None and self._own_folder() is not None and not list(folder.glob("checkpoints/*.ckpt")):
-            forget(folder / self._named(EPISODES))  # of a run that was stopped before its first checkpoint
+        root = folder / self._named(EPISODES)
+        if recorded is not None:
+            root, recorded = self._recording(root, recorded)
+        elif self._run.is_without_checkpoints and not list((folder / self._named(REPLAY)).glob(KEPT)):
+            forget(root)  # of a run that was stopped before anything was saved
         return ShardWriter(
-            folder / self._named(EPISODES),
+            root,
             self._spec,
             environment={"id": self.env_id, **self.env_args},
             policy=type(self.trainer.lightning_module).__name__,
             seed=self.settings.seed,
-            resume=resume,
+            resume=recorded,
         )
+
+    def _recording(self, root: Path, recorded: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+        """The recording to go on with and its state, or the folder of a new one, where going on would destroy what other
+        checkpoints recorded."""
+        old = root.with_name(recorded.get("folder", root.name))
+        reason = lost(old, recorded)
+        if reason is None and holds_more(old, recorded) and not self._run.from_last:
+            reason = f"{old} holds episodes that were played after this checkpoint, which later ones may name"
+        if reason is None:
+            return old, recorded
+        new = next_to(root)
+        rank_zero_warn(f"{reason}: this run goes on, and records from here on in {new}")
+        return new, None

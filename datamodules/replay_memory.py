@@ -13,10 +13,11 @@ import math
 import os
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from datamodules.experience import ExperienceError
 
 Rows = dict[str, np.ndarray]
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # key -> shape and dtype of one row
+KEPT = "kept-*.txt"  # lists of files
 
 
 @dataclass
@@ -183,7 +185,8 @@ class Replay:
             blocks = [(block.rows_file, block.latents_file, block.size) for block in stream.blocks]
             streams.append({"count": stream.count, "dropped": stream.dropped, "blocks": blocks})
         generator = json.dumps(self.generator.bit_generator.state)
-        return {"streams": streams, "queue": list(self.queue), "generator": generator, "block": self.block}
+        drawing = {"queue": list(self.queue), "generator": generator}
+        return {"streams": streams, "block": self.block, "tag": tag} | drawing
 
     def load(self, folder: Path, state: Mapping[str, Any], own: bool = True) -> None:
         """Become what :meth:`save` wrote.
@@ -217,12 +220,26 @@ class Replay:
         self.generator.bit_generator.state = json.loads(state["generator"])
 
     @staticmethod
+    def keep(folder: Path, state: Mapping[str, Any]) -> None:
+        """List the files that a state names in ``kept-TAG.txt``: as long as it lies there, :meth:`tidy` leaves them alone."""
+        path = folder / f"kept-{state.get('tag', 'older')}.txt"
+        with _whole_file(path) as file:
+            file.write("\n".join(sorted(_named(state))).encode())
+
+    @staticmethod
     def tidy(folder: Path, states: Sequence[Mapping[str, Any]]) -> None:
-        """Delete the files that none of the states names."""
-        named = {name for state in states for s in state["streams"] for block in s["blocks"] for name in block[:2]}
+        """Delete the files that neither the states nor a list of kept ones names."""
+        needed = {name for state in states for name in _named(state)}
+        for path in folder.glob(KEPT):
+            needed |= set(path.read_text().splitlines())
         for path in folder.glob("*.npz*"):
-            if path.name not in named:
+            if path.name not in needed:
                 path.unlink()
+
+    @staticmethod
+    def is_complete(folder: Path, state: Mapping[str, Any]) -> bool:
+        """Whether every file that a state names is there."""
+        return all((folder / name).exists() for name in _named(state))
 
     # ---- where rows are ------------------------------------------------------------------------------------------
 
@@ -273,13 +290,25 @@ class Replay:
 
 def _write(path: Path, arrays: Rows, size: int) -> str:
     """The first ``size`` rows to a file that is there wholly or not at all; returns its name."""
+    with _whole_file(path) as file:
+        np.savez(file, **{key: array[:size] for key, array in arrays.items()})
+    return path.name
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """To write to; at ``path`` once all of it is on the disk."""
     part = path.with_name(f"{path.name}.part")
     with open(part, "wb") as file:
-        np.savez(file, **{key: array[:size] for key, array in arrays.items()})
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-    return path.name
+
+
+def _named(state: Mapping[str, Any]) -> set[str]:
+    """The files of a state."""
+    return {name for stream in state["streams"] for block in stream["blocks"] for name in block[:2] if name}
 
 
 def _read(path: Path, arrays: Rows, size: int) -> None:

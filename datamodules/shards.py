@@ -1,4 +1,4 @@
-"""Episodes to WebDataset shards and back.
+"""Episodes to WebDataset shards; the way back is in ``shard_reading.py``.
 
 An episode is cut into chunks of at most ``chunk_steps`` steps; all its chunks lie behind each other in one tar file.
 A shard becomes visible (renamed, then named by ``index.json``) only when it is complete and on the disk, so a crash,
@@ -11,31 +11,22 @@ import hashlib
 import io
 import os
 import shutil
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import numpy as np
 import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
-from datamodules.codec import ChunkMeta, Rows, check_codec, decode_chunk, decode_meta, encode_chunk
-from datamodules.experience import ExperienceError, ExperienceSpec, check_episode
-from datamodules.index import (
-    INDEX_NAME,
-    Index,
-    Shard,
-    read_index,
-    sync_folder,
-    write_index,
-)
+from datamodules.codec import ChunkMeta, Rows, check_codec, encode_chunk
+from datamodules.experience import ExperienceError, ExperienceSpec, check_chunks, check_episode
+from datamodules.index import INDEX_NAME, Index, Shard, Source, read_index, sync_folder, write_index
 from datamodules.recording_folder import is_ours, prepare, swap
+from datamodules.recording_state import TAR_END, hash_of_start, lost, part_of
+from datamodules.shard_reading import iter_episodes, read_chunks, verify
 
 __all__ = ["Index", "Shard", "ShardWriter", "iter_episodes", "read_chunks", "read_index", "verify"]
-
-TAR_END = 1024  # two zero blocks end a tar file
 
 
 @dataclass
@@ -48,6 +39,8 @@ class _OpenShard:
     bytes: int = 0  # of the whole episodes in the file; what lies behind is a torn one
     samples: int = 0
     episodes: list[tuple[int, int]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)  # of these bytes
 
     @property
     def steps(self) -> int:
@@ -76,7 +69,8 @@ class ShardWriter:
         resume: the :meth:`state` of a writer of this folder to go on from; what it wrote after that is forgotten.
 
     Raises:
-        ExperienceError: ``root`` already holds something, an argument cannot work, or what ``resume`` names is gone.
+        ExperienceError: ``root`` already holds something, an argument cannot work, or what ``resume`` names is no longer
+            there as it was.
     """
 
     def __init__(
@@ -135,31 +129,63 @@ class ShardWriter:
         else:
             self._finish_all()
 
-    def write_episode(self, rows: Mapping[str, np.ndarray]) -> None:
+    @property
+    def chunk_steps(self) -> int:
+        """The most steps of a chunk: as asked for, or as many as a WebP strip holds."""
+        return self._index.chunk_steps
+
+    def write_episode(self, rows: Rows) -> None:
         """Check one whole episode and write it.
 
         Raises:
             ExperienceError: it breaks the contract, or the disk is full (the message says what is safe).
         """
-        spec, number = self._index.spec, self._episodes
-        where = f"episode {number}"
-        length = check_episode(rows, spec, where)
-        if bool(spec.factors) != ("state" in rows):
-            raise ExperienceError(f"{where}: 'state' must be there exactly if the description names factors")
-        rest = number % self._holdout if self._holdout else 0
-        split = {1: "val", 2: "test"}.get(rest, "train")
-        data, samples = self._encode(rows, number, length)
-        try:
+        where = f"episode {self._episodes}"
+        length = check_episode(rows, self._index.spec, where)
+        starts = range(0, length, self.chunk_steps)
+        self._write(({key: rows[key][i : i + self.chunk_steps] for key in rows} for i in starts), None, self._episodes)
+
+    def write_chunks(self, chunks: Iterable[Rows], source: Source, group: int) -> int:
+        """Write one episode chunk by chunk, for what does not fit into memory. Cut short by any error, it leaves no trace.
+
+        Args:
+            chunks: of at most ``chunk_steps`` steps each, in order; the next is asked for when the last is written.
+            source: where the episode comes from.
+            group: takes the place of the episode's number in choosing its split, so that equal groups are never split.
+
+        Returns:
+            Steps.
+
+        Raises:
+            ExperienceError: as :meth:`write_episode`.
+        """
+        where = f"episode {self._episodes} ({source.file})"
+        return self._write(check_chunks(chunks, self._index.spec, where), source, group)
+
+    def _write(self, chunks: Iterable[Rows], source: Source | None, group: int) -> int:
+        rest = group % self._holdout if self._holdout else 0
+        split, number = {1: "val", 2: "test"}.get(rest, "train"), self._episodes
+        size = length = samples = 0
+        with self._or_give_up():
             shard = self._open.get(split) or self._start(split)
-            _write_all(shard.file, data)
-            shard.bytes += len(data)
-            shard.samples += samples
-            shard.episodes.append((number, length))
-            self._episodes += 1
-            if shard.steps >= self._shard_steps:
+            shard.file.seek(shard.bytes)  # behind it may lie what an episode left that was cut short
+        digest = shard.digest.copy()
+        for rows in chunks:  # whatever goes wrong in making them is none of ours
+            data = self._encode(rows, number, length)
+            with self._or_give_up():
+                _write_all(shard.file, data)
+            digest.update(data)
+            size, length, samples = size + len(data), length + len(rows["is_first"]), samples + 1
+        shard.bytes += size
+        shard.digest = digest
+        shard.samples += samples
+        shard.episodes.append((number, length))
+        shard.sources += [source] if source else []
+        self._episodes += 1
+        if shard.steps >= self._shard_steps:
+            with self._or_give_up():
                 self._finish(split)
-        except OSError as error:
-            self._give_up(error)
+        return length
 
     def close(self) -> Index | None:
         """Finish all shards and call them complete; with ``overwrite``, put the new folder into the place of the old one.
@@ -176,7 +202,10 @@ class ShardWriter:
         if not self._index.shards:
             return None
         if not self._index.complete:
-            self._set_complete()
+            index = replace(self._index, complete=True)
+            with self._or_give_up():
+                write_index(index)
+            self._index = index
         if self._folder != self.root:
             swap(self._folder, self.root)
             self._folder = self.root
@@ -193,63 +222,72 @@ class ShardWriter:
                 "bytes": shard.bytes,
                 "samples": shard.samples,
                 "episodes": list(shard.episodes),
+                "sources": [vars(source) for source in shard.sources],
             }
             for split, shard in self._open.items()
         }
-        return {"finished": [shard.path for shard in self._index.shards], "open": opened, "episodes": self._episodes}
+        hashes = {shard.path: shard.sha256 for shard in self._index.shards}
+        hashes |= {shard.target.name: shard.digest.hexdigest() for shard in self._open.values()}
+        return {
+            "folder": self.root.name,
+            "finished": [shard.path for shard in self._index.shards],
+            "open": opened,
+            "sha256": hashes,
+            "episodes": self._episodes,
+        }
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Make the folder what it was at ``state``. Killed on the way, it can be done again."""
-        there = {}
-        if (self.root / INDEX_NAME).exists():
-            there = {shard.path: shard for shard in read_index(self.root).shards}
-        if lost := sorted(set(state["finished"]) - there.keys()):
-            raise ExperienceError(f"{self.root / lost[0]} is missing: the recording cannot be gone on with")
-        self._index = replace(self._index, shards=tuple(there[path] for path in state["finished"]))
+        if gone := lost(self.root, state):
+            raise ExperienceError(f"{gone}: the recording cannot be gone on with")
         self._episodes = state["episodes"]
-        if self._index.shards:
+        if state["finished"]:
+            there = {shard.path: shard for shard in read_index(self.root).shards}
+            self._index = replace(self._index, shards=tuple(there[path] for path in state["finished"]))
             write_index(self._index)
         else:
             (self.root / INDEX_NAME).unlink(missing_ok=True)
         for split, opened in state["open"].items():
-            target = self.root / opened["path"]
-            part = target.with_name(f".{target.name}.part")
+            target, size = self.root / opened["path"], opened["bytes"]
+            part = part_of(target)
             if target.exists():  # finished after that state
                 os.replace(target, part)
-            if not part.exists() or part.stat().st_size < opened["bytes"]:
-                raise ExperienceError(f"{part} is missing or too short: the recording cannot be gone on with")
             file = open(part, "r+b", buffering=0)  # noqa: SIM115 (closed by _finish)
-            file.truncate(opened["bytes"])
-            file.seek(opened["bytes"])
+            file.truncate(size)
+            file.seek(size)
             episodes = [(number, steps) for number, steps in opened["episodes"]]
-            self._open[split] = _OpenShard(target, part, file, opened["bytes"], opened["samples"], episodes)
+            sources = [Source(**source) for source in opened.get("sources", ())]
+            digest = hash_of_start(part, size)
+            self._open[split] = _OpenShard(target, part, file, size, opened["samples"], episodes, sources, digest)
         known = {INDEX_NAME, *state["finished"], *(shard.part.name for shard in self._open.values())}
         for path in self.root.iterdir():
             if path.name not in known and is_ours(path.name):
                 path.unlink()
 
-    def _encode(self, rows: Mapping[str, np.ndarray], number: int, length: int) -> tuple[bytes, int]:
-        """An episode as a piece of a tar file without the end mark, and its number of chunks."""
-        file, starts = io.BytesIO(), range(0, length, self._index.chunk_steps)
+    def _encode(self, rows: Rows, number: int, start: int) -> bytes:
+        """A chunk as a piece of a tar file without the end mark."""
+        file, meta = io.BytesIO(), ChunkMeta(number, start, len(rows["is_first"]))
+        if meta.length > self.chunk_steps:
+            raise ExperienceError(f"episode {number}: a chunk of {meta.length} steps, at most {self.chunk_steps} fit")
+        if bool(self._index.spec.factors) != ("state" in rows):
+            raise ExperienceError(f"episode {number}: 'state' must be there exactly if the description names factors")
         tar = wds.TarWriter(file, encoder=False, mtime=0)  # no clock in it: equal episodes give equal bytes
-        for start in starts:
-            chunk = {key: rows[key][start : start + self._index.chunk_steps] for key in rows}
-            meta = ChunkMeta(number, start, len(chunk["reward"]))
-            members = encode_chunk(chunk, meta, self._index.spec, self._index.codec)
-            tar.write({"__key__": meta.key, **members})
+        tar.write({"__key__": meta.key, **encode_chunk(rows, meta, self._index.spec, self._index.codec)})
         size = tar.tarstream.offset
         tar.close()
-        return file.getvalue()[:size], len(starts)
+        return file.getvalue()[:size]
 
     def _start(self, split: str) -> _OpenShard:
         target = self._folder / f"{split}-{len(self._index.of(split)):06d}.tar"
-        part = target.with_name(f".{target.name}.part")
+        part = part_of(target)
         self._open[split] = _OpenShard(target, part, open(part, "wb", buffering=0))  # noqa: SIM115 (closed by _finish)
         return self._open[split]
 
     def _finish(self, split: str) -> None:
         """Make an open shard durable, then visible, then part of the index. May be called again after it failed."""
         shard = self._open[split]
+        if not shard.episodes:
+            return self._drop(split)
         shard.file.close()
         if shard.part.exists():
             with open(shard.part, "r+b", buffering=0) as file:
@@ -261,26 +299,32 @@ class ShardWriter:
         with open(shard.target, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = shard.bytes + TAR_END
-        done = Shard(shard.target.name, split, shard.samples, shard.steps, size, digest, tuple(shard.episodes))
+        done = Shard(
+            shard.target.name,
+            split,
+            shard.samples,
+            shard.steps,
+            size,
+            digest,
+            tuple(shard.episodes),
+            tuple(shard.sources),
+        )
         index = replace(self._index, shards=(*self._index.shards, done))
         write_index(index)
         self._index = index
         del self._open[split]
 
     def _finish_all(self) -> None:
-        try:
+        with self._or_give_up():
             for split in list(self._open):
                 self._finish(split)
-        except OSError as error:
-            self._give_up(error)
 
-    def _set_complete(self) -> None:
-        index = replace(self._index, complete=True)
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
         try:
-            write_index(index)
+            yield
         except OSError as error:
             self._give_up(error)
-        self._index = index
 
     def _give_up(self, error: OSError) -> NoReturn:
         """Finish what can be finished: cutting off a torn episode, or dropping a whole shard, frees some space."""
@@ -313,80 +357,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def read_chunks(index: Index, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The raw members of a shard's chunks in order: (key, member name -> bytes).
-
-    Raises:
-        ExperienceError: the file is missing, ends early or is no tar file; raised after the chunks that can be read.
-    """
-    path, read = index.root / shard.path, 0
-    try:
-        files = tar_file_expander(url_opener([{"url": str(path)}]))
-        for sample in group_by_keys(files, lcase=False):
-            read += 1
-            yield sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")}
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ExperienceError(f"{path} cannot be read to its end: chunk {read} of {shard.samples} is broken") from error
-    if read != shard.samples:
-        raise ExperienceError(f"{path} holds {read} chunks, {INDEX_NAME} says {shard.samples}")
-
-
-def iter_episodes(root: str | Path, split: str | None = None) -> Iterator[Rows]:
-    """Whole episodes, as they were written.
-
-    Args:
-        root: folder of a recording.
-        split: one split only; None for all.
-
-    Raises:
-        ExperienceError: the folder, or anything in it, is broken.
-    """
-    index = read_index(root)
-    for shard in index.of(split) if split else index.shards:
-        for _, rows in _shard_episodes(index, shard):
-            yield rows
-
-
-def _shard_episodes(index: Index, shard: Shard) -> Iterator[tuple[int, Rows]]:
-    """(number, rows) of a shard's episodes, each held against the index."""
-    pieces: list[Rows] = []
-    expected = iter(shard.episodes)
-    for key, members in read_chunks(index, shard):
-        where = f"{index.root / shard.path}: chunk {key}"
-        meta = decode_meta(members, where)
-        if not pieces:
-            number, length = next(expected, (-1, -1))
-        have = sum(len(piece["reward"]) for piece in pieces)
-        if (meta.episode, meta.start) != (number, have):
-            raise ExperienceError(f"{where} is step {meta.start} of episode {meta.episode}, the index disagrees")
-        pieces.append(decode_chunk(members, index.spec, index.codec, where))
-        if have + meta.length >= length:
-            rows = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-            if check_episode(rows, index.spec, where) != length:
-                raise ExperienceError(f"{where}: episode {number} is longer than the {length} steps of the index")
-            yield number, rows
-            pieces = []
-    if pieces or next(expected, None):
-        raise ExperienceError(f"{index.root / shard.path} lacks the end of an episode that {INDEX_NAME} names")
-
-
-def verify(root: str | Path) -> Index:
-    """Read and decode everything, and hold it against the index: hashes, counts, the contract, disjoint splits.
-
-    Raises:
-        ExperienceError: the first thing that is wrong.
-    """
-    index = read_index(root)
-    seen: set[int] = set()
-    for shard in index.shards:
-        path = index.root / shard.path
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise ExperienceError(f"{path} is not the file that was recorded: its sha256 differs from the index")
-        for number, _ in _shard_episodes(index, shard):
-            if number in seen:
-                raise ExperienceError(f"{path}: episode {number} occurs twice")
-            seen.add(number)
-    return index

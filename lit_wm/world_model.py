@@ -29,22 +29,33 @@ class WorldModel(LightningModule):
 
     Args:
         experience: description of the data (``ExperienceSpec.to_dict()``); the command line links it from the data.
+        labels: what this model consumes, where that depends on its settings; None: what the class says.
 
     Raises:
         ExperienceError: if the description is broken.
-        UserError: it describes no observation at all.
+        UserError: it describes no observation at all, or lacks a label that the model consumes.
     """
 
     route: str = ""
     action_space: str = "none"
     labels: tuple[str, ...] = ("frames",)
 
-    def __init__(self, experience: dict[str, Any]) -> None:
+    def __init__(self, experience: dict[str, Any], labels: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.spec = ExperienceSpec.from_dict(experience)
+        self.labels = labels or self.labels
         if not self.spec.observations:
             raise UserError(f"the data leaves the {self.route} model nothing to observe: shorten the list 'without'")
+        if not self.spec.acted and (lacking := [label for label in self.labels if label in LABELS]):
+            raise UserError(
+                f"the {self.route} model learns from {' and '.join(lacking)}, which this data, being video, does not hold:"
+                " choose a model that needs frames alone (Genie, or JEPA with actions: false)"
+            )
         self._loaded_updates = 0
+        self._step_numbers: tuple[dict[str, Tensor], int] = (
+            {},
+            1,
+        )  # what the last training step has to log, and of how many
         self._resumed_random_state: dict[str, Any] | None = None
         self._random_state_before_validation: dict[str, Any] | None = None
 
@@ -145,20 +156,39 @@ class WorldModel(LightningModule):
         if stage == "train":
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
         self.log(f"{stage}/loss", total.detach(), batch_size=size, sync_dist=stage != "train")
-        if stage == "train" and not self._logger_listens():
-            return total  # a small model's update would spend a sixth of its time on numbers that nobody takes
-        logged = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
-        self.log_dict(logged, batch_size=size, sync_dist=stage != "train")
-        if stage == "train" and hasattr(self._datamodule, "statistics"):
-            self.log_dict(self._datamodule.statistics())
+        numbers = {f"{stage}/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
+        if stage != "train":
+            self.log_dict(numbers, batch_size=size, sync_dist=True)
+            return total
+        self._step_numbers = numbers, size
+        if (
+            self._somebody_listens()
+        ):  # a small model's update would spend a sixth of its time on numbers that nobody takes
+            self._log_step_numbers()
         return total
 
-    def _logger_listens(self) -> bool:
-        """Whether Lightning will hand what this step logs to a logger. Its own count of batches says so: after a resume from
-        the middle of an update it is not the number of updates."""
-        if self._trainer is None or not self.trainer.log_every_n_steps:
+    def _log_step_numbers(self) -> None:
+        numbers, size = self._step_numbers
+        self.log_dict(numbers, batch_size=size)
+        if hasattr(self._datamodule, "statistics"):
+            self.log_dict(self._datamodule.statistics())
+
+    def _somebody_listens(self) -> bool:
+        """Whether Lightning will hand what this step logs to a logger, or a callback monitors more than the loss. Lightning's
+        own count of batches says so: after a resume from the middle of an update it is not the number of updates."""
+        if self._trainer is None:
             return False
-        return (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % self.trainer.log_every_n_steps == 0
+        monitored = {getattr(callback, "monitor", None) for callback in self.trainer.callbacks}
+        if any(name not in (None, "loss", "train/loss") and not name.startswith("val/") for name in monitored):
+            return True
+        every = self.trainer.log_every_n_steps
+        return bool(every) and (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """A callback may just have stopped the run: Lightning then writes a last row, and would repeat an earlier step's
+        numbers in it."""
+        if self.trainer.should_stop:
+            self._log_step_numbers()
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that this model was not built for.

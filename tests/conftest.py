@@ -27,12 +27,13 @@ def _made_episode(spec: ExperienceSpec, number: int, length: int) -> dict[str, n
     space = spec.action
     if space.kind == "continuous":
         rows["action"] = draw.uniform(-1, 1, (length, *space.shape)).astype(np.float32)
-    else:
+    elif spec.acted:
         high = space.sizes[0] if space.kind == "discrete" else space.sizes
         rows["action"] = draw.integers(0, high, (length, *space.shape))
-    rows["action"][-1] = 0
-    rows["reward"] = draw.normal(size=length).astype(np.float32)
-    rows["reward"][0] = 0
+    if spec.acted:
+        rows["action"][-1] = 0
+        rows["reward"] = draw.normal(size=length).astype(np.float32)
+        rows["reward"][0] = 0
     rows["is_first"] = np.arange(length) == 0
     rows["is_last"] = np.arange(length) == length - 1
     rows["is_terminal"] = rows["is_last"] & bool(number % 2)

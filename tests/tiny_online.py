@@ -84,15 +84,19 @@ def fit(
     kill_at: int | None = None,
     resume: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
+    every: int = 3,
+    keep_all: bool = False,
+    lr: float = 1e-3,
+    folder: str = "checkpoints",
     **options,
 ) -> DreamerModule:
-    """Fit, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
+    """Fit, leaving ``out/checkpoints/last.ckpt`` every 3 updates. ``options`` are the data module's."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     data = data_module(**options)
-    model = tiny_routes.tiny("dreamer", data.spec)
-    checkpoints = StepCheckpoint(every_n_train_steps=3)
-    checkpoints.dirpath = str(out / "checkpoints")
+    model = tiny_routes.tiny("dreamer", data.spec, lr=lr)
+    checkpoints = StepCheckpoint(every_n_train_steps=every, keep_all=keep_all)
+    checkpoints.dirpath = str(out / folder)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,

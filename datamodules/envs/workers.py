@@ -15,6 +15,8 @@ from gymnasium.vector.utils import batch_space
 from datamodules.envs.restorable import RestorableEnv
 from datamodules.experience import ExperienceError
 
+LONG_LIFE = 1000  # steps after which an environment's earlier deaths no longer count against it
+
 Maker = Callable[[], gymnasium.Env]
 Rows = dict[str, np.ndarray]
 
@@ -124,10 +126,11 @@ class ProcessGroup:
 
     Args:
         makers, seeds: as for :class:`Group`.
+        numbers: of its environments among all, to be named when they die together: which of them it was cannot be told.
     """
 
-    def __init__(self, makers: Sequence[Maker], seeds: Sequence[int]) -> None:
-        self.makers, self.seeds = list(makers), list(seeds)
+    def __init__(self, makers: Sequence[Maker], seeds: Sequence[int], numbers: Sequence[int]) -> None:
+        self.makers, self.seeds, self.numbers = list(makers), list(seeds), list(numbers)
         self.lives = [0] * len(makers)
         self._start()
 
@@ -161,6 +164,10 @@ class ProcessGroup:
             if self._asked == "close":
                 return None
             cause = f"its process died (exit code {self._process.exitcode})"
+            if len(self.numbers) > 1:
+                cause += (
+                    f", and with it environments {', '.join(map(str, self.numbers))}, any of which may have done it"
+                )
             if self._asked != "step":
                 raise ExperienceError(f"an environment cannot {self._asked}: {cause}") from None
             self.lives = [life + 1 for life in self.lives]
@@ -200,7 +207,8 @@ class SturdyVectorEnv(VectorEnv):
         makers: one for each environment; each must be picklable if there are processes.
         seeds: one for each.
         processes: how many to spread them over; 0 steps them in this process.
-        most_deaths: more deaths of one environment without an episode of its own that ended in between are an error.
+        most_deaths: more deaths of one environment, without an episode of its own that ended or a thousand steps in between,
+            are an error.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (Gymnasium's own declaration)
@@ -214,13 +222,18 @@ class SturdyVectorEnv(VectorEnv):
         example.close()
         self.num_envs, self.most_deaths = len(makers), most_deaths
         self.deaths = 0
-        self._in_a_row = np.zeros(self.num_envs, int)  # deaths of each since an episode of its own ended
+        self._in_a_row = np.zeros(
+            self.num_envs, int
+        )  # deaths of each since an episode of its own ended, or a long life
+        self._lived = np.zeros(self.num_envs, int)  # steps of each since its last death
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         shares = np.array_split(np.arange(self.num_envs), min(processes, self.num_envs) or 1)
         self._shares = [share.tolist() for share in shares]
-        kind = ProcessGroup if processes else LocalGroup
-        self._groups = [kind([makers[i] for i in share], [seeds[i] for i in share]) for share in self._shares]
+        self._groups: list[LocalGroup | ProcessGroup] = []
+        for share in self._shares:
+            theirs = [makers[i] for i in share], [seeds[i] for i in share]
+            self._groups.append(ProcessGroup(*theirs, share) if processes else LocalGroup(*theirs))
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode everywhere. Seeds were given to the constructor."""
@@ -284,8 +297,9 @@ class SturdyVectorEnv(VectorEnv):
         died = [outcome.died for outcome in outcomes]
         self.deaths += sum(map(bool, died))
         for i, outcome in enumerate(outcomes):
-            ended = outcome.terminated or outcome.truncated
-            self._in_a_row[i] = 0 if ended else self._in_a_row[i] + bool(outcome.died)
+            self._lived[i] = 0 if outcome.died else self._lived[i] + 1
+            well = outcome.terminated or outcome.truncated or self._lived[i] >= LONG_LIFE
+            self._in_a_row[i] = 0 if well else self._in_a_row[i] + bool(outcome.died)
             if self._in_a_row[i] > self.most_deaths:
                 raise ExperienceError(
                     f"environment {i} died {self._in_a_row[i]} times before an episode of it ended, the last time of:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
@@ -28,9 +29,19 @@ class StepCheckpoint(ModelCheckpoint):
 
     @property
     def run_folder(self) -> Path | None:
-        """The folder that holds ``checkpoints``; None before it is known. Other checkpoint callbacks have no such thing,
-        by which the run's own is told from them."""
-        return Path(self.dirpath).parent if self.dirpath else None
+        """The folder that holds ``checkpoints``, or one of another name itself; None before it is known. Other checkpoint
+        callbacks have no such thing, by which the run's own is told from them."""
+        if not self.dirpath:
+            return None
+        folder = Path(self.dirpath)
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Data that keeps files beside the checkpoint may delete those of the one that is written over, now and not before."""
+        written_over = getattr(trainer.datamodule, "written_over", None)
+        alone = written_over is None or self.save_top_k != 1
+        with nullcontext() if alone else written_over(Path(filepath)):
+            super()._save_checkpoint(trainer, filepath)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last update is kept even when it is no multiple of N."""

@@ -20,8 +20,13 @@ PACKAGES = (
     "numpy",
     "ale-py",
     "envpool",
+    "av",
 )
-EXTRAS = {"ale-py": "pip install 'lit-wm[atari]'; GPL-2.0", "envpool": "pip install 'lit-wm[envpool]'; 750 MB"}
+EXTRAS = {
+    "ale-py": "pip install 'lit-wm[atari]'; GPL-2.0",
+    "envpool": "pip install 'lit-wm[envpool]'; 750 MB",
+    "av": "pip install 'lit-wm[video]'; brings FFmpeg",
+}
 
 
 def main(argv: list[str]) -> None:

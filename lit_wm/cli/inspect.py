@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.experience import ActionSpace
 from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
 
@@ -48,13 +49,17 @@ def show_shards(root: Path, deep: bool) -> None:
     spec = index.spec
     rows: dict[str, object] = {
         "environment": ", ".join(f"{k}={v}" for k, v in index.environment.items()),
-        "policy, seed": f"{index.policy}, {index.seed}",
+        "policy, seed": f"{index.policy}, {index.seed}" if spec.acted else "none: nobody acted",
         "observations": ", ".join(f"{k} {'x'.join(map(str, s))}" for k, s in spec.observations.items()),
-        "actions": f"{spec.action.kind} {'x'.join(map(str, spec.action.sizes))} {' '.join(spec.action.names)}",
+        "actions": actions(spec.action)
+        if spec.acted
+        else "none, and no rewards: models that need them refuse this data",
         "factors": ", ".join(f"{f.name} ({f.group})" for f in spec.factors) or "none",
     }
     for split, counts in index.splits.items():
         rows[split] = ", ".join(f"{value} {name}" for name, value in counts.items())
+    if files := {source.file for shard in index.shards for source in shard.sources}:
+        rows["made from"] = f"{len(files)} files, each episode's under 'sources' in {root / 'index.json'}"
     size = sum(shard.bytes for shard in index.shards)
     rows["shards"] = f"{len(index.shards)} files, {size / 1e6:.1f} MB, codec {index.codec}"
     rows["complete"] = "yes" if index.complete else "no: the recording was interrupted"
@@ -63,6 +68,11 @@ def show_shards(root: Path, deep: bool) -> None:
         verify(root)
         rows["verified"] = "every shard decodes and agrees with the index"
     show(f"shards in {root}", rows)
+
+
+def actions(space: ActionSpace) -> str:
+    """An action space in words."""
+    return f"{space.kind} {'x'.join(map(str, space.sizes))} {' '.join(space.names)}"
 
 
 def show_run(path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from lit_wm.cli.into_folder import add_folder_options, write_recording
 from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
 
@@ -30,15 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--env-arg", action="append", default=[], metavar="KEY=VALUE", help="an option of the environment; repeatable"
     )
-    p.add_argument("--codec", choices=("webp", "npz"), default="webp", help="lossless either way")
-    p.add_argument("--holdout", type=int, default=10, help="of N episodes one goes to val, one to test; 0 for none")
-    there = p.add_mutually_exclusive_group()
-    there.add_argument("--overwrite", action="store_true", help="replace a recording that is already in the folder")
-    there.add_argument(
-        "--if-missing",
-        action="store_true",
-        help="do nothing if the folder holds the recording that these options make; make one anew that was interrupted",
-    )
+    add_folder_options(p, "episodes")
     return p
 
 
@@ -77,24 +69,15 @@ def main(argv: list[str]) -> None:
 
     what = given.env, given.out, given.steps, given.policy, given.seed, given.num_envs
     how = {"env_args": env_args, "codec": given.codec, "holdout": given.holdout}
-    overwrite = given.overwrite
-    if given.if_missing:
-        there = find_recording(*what, **how)
-        if there and there.complete:
-            print(f"{given.out} already holds this recording of {given.env}: nothing to do")
-            return
-        overwrite = there is not None
-    occupied = (given.out / "index.json").exists()
-    try:
-        done = record(*what, **how, overwrite=overwrite)
-    except KeyboardInterrupt:
-        if occupied:
-            kept = "the old recording is untouched"
-        else:
-            some = (given.out / "index.json").exists()
-            kept = "the finished episodes are kept as an incomplete recording" if some else "no episode was finished"
-        print(f"lit-wm record: stopped; {kept} in {given.out}", file=sys.stderr)
-        raise
+    done = write_recording(
+        given,
+        "record",
+        given.env,
+        find=lambda: find_recording(*what, **how),
+        write=lambda overwrite: record(*what, **how, overwrite=overwrite),
+    )
+    if done is None:
+        return
     print(
         f"recorded {done.episodes} episodes, {done.steps:,} steps of {given.env} to {done.root}: "
         f"{done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s ({done.steps / done.seconds:,.0f} steps/s)\n"

@@ -143,7 +143,8 @@ class DreamerModule(WorldModel):
         self.critic = REGRESSION[regression](widths, layers=3)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
-        self._room: Tensor | None = None  # memory of imagined states, from update to update
+        self._room: Tensor | None = None  # memory of imagined states, from training step to training step
+        self._in_training_step = False
         self._newer: dict[str, Tensor] = {}  # states of the last batch, for the replay
         self._captured = CapturedUpdate(self, self.update) if compile else None
 
@@ -209,9 +210,10 @@ class DreamerModule(WorldModel):
             )
         starts = [x[:, -last:].detach().flatten(0, 1) for x in (post.deter, post.stoch)]
         length = self.hparams.imagination_length
-        if self.training:  # one update's graph is done with before the next update writes there
-            self._room = room(*starts, length, self._room)
-        dream = imagine(self.rssm, self.actor, *starts, length, sample, self._room if self.training else None)
+        memory = None
+        if self._in_training_step:  # Lightning is done with one step's graph before the next step writes there
+            memory = self._room = room(*starts, length, self._room)
+        dream = imagine(self.rssm, self.actor, *starts, length, sample, memory)
         reward, cont, slow_value = predict(self.reward, self.cont, self.slow_critic, dream.feature)
         losses, returns, logged = imagination_losses(
             dream,
@@ -265,7 +267,11 @@ class DreamerModule(WorldModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Online, the newer latents go back to the replay. Here, because a checkpoint is written before the end of the batch
         is announced, and must hold them."""
-        total = super().training_step(batch, batch_idx)
+        self._in_training_step = True
+        try:
+            total = super().training_step(batch, batch_idx)
+        finally:
+            self._in_training_step = False
         if "latent_deter" in batch:
             self.trainer.datamodule.write_back(batch, self._newer)
         return total

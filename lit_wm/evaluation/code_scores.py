@@ -74,6 +74,8 @@ def usage_numbers(code: np.ndarray) -> dict[str, Number]:
 def transition_labels(name: str, clips: Batch, spec: ExperienceSpec, obedience: Obedience | str) -> Tensor | str:
     """(B,T-1) classes of the executed effect or of the command, or why there are none."""
     if name == "command":
+        if not spec.acted:
+            return "the data holds no actions"
         action = action_classes(clips["action"], spec.action)
         return "the commands are continuous" if action is None else action[:, :-1]
     return obedience if isinstance(obedience, str) else obedience.effects(clips, spec)

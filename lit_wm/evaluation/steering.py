@@ -20,9 +20,9 @@ from lit_wm.evaluation.rollouts import infer_codes
 from lit_wm.evaluation.settings import Settings
 
 
-def action_classes(action: Tensor, space: ActionSpace) -> Tensor | None:
-    """Each action as one number: (B,T,...) -> (B,T) int64; None for continuous actions."""
-    if space.kind == "continuous":
+def action_classes(action: Tensor | None, space: ActionSpace) -> Tensor | None:
+    """Each action as one number: (B,T,...) -> (B,T) int64; None for continuous actions, and where there are none."""
+    if action is None or space.kind == "continuous":
         return None
     if space.kind == "discrete":
         return action.long()
@@ -95,7 +95,7 @@ class Steering:
         judged: False for the floor, of which only fair rollouts are wanted.
 
     Attributes:
-        name: ``actions``, ``mapped codes`` or ``nothing``; ``oracle codes`` where actions cannot be counted.
+        name: ``actions``, ``mapped codes`` or ``nothing``; ``oracle codes`` where actions cannot be counted, or are none.
         fair: split -> controls of the headline.
         oracle: codes of the test clips' true future; None for a model without codes.
         codes: split -> (B,T-1) codes or (B,T-1,D) vectors read off whole clips; empty likewise.
@@ -110,7 +110,7 @@ class Steering:
         settings: Settings,
         judged: bool = True,
     ) -> None:
-        action = action_classes(clips["train"]["action"], spec.action)
+        action = action_classes(clips["train"].get("action"), spec.action)
         mappable = action is not None
         needed = ("train", "test") if judged and mappable else ("train",) if mappable else tuple(clips)
         self.codes: dict[str, Tensor] = {}

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.frame_input import FrameInput
 from lit_wm.genie.maskgit import draw_tokens
-from lit_wm.genie.st_transformer import KeysValues, Past, SpaceBlock, STTransformer
+from lit_wm.genie.st_transformer import Past, SpaceBlock, STTransformer
+from lit_wm.nn.attention import KeysValues, joined
 from lit_wm.nn.patches import sincos_2d
 
 
@@ -36,8 +37,8 @@ class RasterDecoder(nn.Module):
         x_btmd = self.norm_in(x_btmd) + self.space_nd[start:stop]
         now = []
         for block, before in zip(self.blocks, layers, strict=True):
-            x_btmd, keys_values = block(x_btmd, before)
-            now.append(keys_values)
+            x_btmd, new = block(x_btmd, before)
+            now.append(joined(before, new))
         return self.norm(x_btmd), (stop, now)
 
 

@@ -100,7 +100,7 @@ class DynamicsModel(nn.Module):
 
         def logits_of(tokens_bn: Tensor, mask_bn: Tensor) -> Tensor:
             h_b1nd = self.embed(tokens_bn[:, None], mask_bn[:, None], action_b1a)
-            return self.input.logits(self.transformer.step(h_b1nd, past)[0][:, 0, self.input.extra_tokens :])
+            return self.input.logits(self.transformer(h_b1nd, past)[:, 0, self.input.extra_tokens :])
 
         shape = (len(action_b1a), self.tokens)
         steps, temperature = self.settings.sampling_steps, temperature * self.settings.temperature

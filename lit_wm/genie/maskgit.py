@@ -51,14 +51,16 @@ def draw_tokens(logits: Tensor, temperature: float, generator: torch.Generator |
     Returns:
         (...) int64 tokens and (...) their log-probability under the law they were drawn from.
     """
-    logits = logits.float() / (temperature if temperature > 0 else 1)
-    if temperature > 0:
+    log_law = (logits.float() / (temperature if temperature > 0 else 1)).log_softmax(-1)
+    if temperature > 0:  # one random number a token: where it falls in the cumulated law
         device = logits.device if generator is None else generator.device
-        noise = torch.empty(logits.shape, device=device).exponential_(generator=generator).to(logits.device)
-        tokens = (logits - noise.log()).argmax(-1)  # the Gumbel-max trick: -log of an exponential is Gumbel noise
+        u = torch.rand((*logits.shape[:-1], 1), generator=generator, device=device).to(logits.device)
+        cumulated = log_law.exp().cumsum(-1)
+        tokens = torch.searchsorted(cumulated, u * cumulated[..., -1:], right=True)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)[..., 0]
     else:
-        tokens = logits.argmax(-1)
-    return tokens, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        tokens = log_law.argmax(-1)
+    return tokens, log_law.gather(-1, tokens[..., None])[..., 0]
 
 
 def maskgit_sample(

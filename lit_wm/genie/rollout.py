@@ -41,11 +41,15 @@ class FrameWindow:
         dynamics: draws the frames.
         tokens_btn: (B,T,N) context, T >= 1.
         action_bta: (B,T-1,A) actions between the context's frames.
+
+    Attributes:
+        tokens_btn, action_bta: what is remembered now.
+        first: how many frames have been forgotten.
     """
 
     def __init__(self, dynamics: Dynamics, tokens_btn: Tensor, action_bta: Tensor) -> None:
         self.dynamics = dynamics
-        self.tokens_btn, self.action_bta = tokens_btn, action_bta
+        self.tokens_btn, self.action_bta, self.first = tokens_btn, action_bta, 0
         self._past, self._known = None, 0
 
     @torch.no_grad()
@@ -62,6 +66,7 @@ class FrameWindow:
         length = self.tokens_btn.shape[1]
         if (keep := kept_frames(length, self.dynamics.frames)) < length:
             self.tokens_btn, self.action_bta = self.tokens_btn[:, -keep:], self.action_bta[:, -keep:]
+            self.first += length - keep
             self._past, self._known = None, 0
         new_btn = self.tokens_btn[:, self._known :]
         read = self.dynamics.read(new_btn, self.action_bta, self._known, self._past)

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_wm.nn.attention import MLP, Attention
+from lit_wm.nn.attention import MLP, Attention, KeysValues, TimeAttention, joined
 from lit_wm.nn.patches import sincos, sincos_2d
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 class Past(NamedTuple):
@@ -35,17 +33,16 @@ class STBlock(nn.Module):
     def __init__(self, dim: int, heads: int, ffn: int) -> None:
         super().__init__()
         self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
-        self.norm_time, self.time = nn.LayerNorm(dim), Attention(dim, heads, causal=True)
+        self.norm_time, self.time = nn.LayerNorm(dim), TimeAttention(dim, heads)
         self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """(B,T,N,D) -> (B,T,N,D), and the temporal keys and values (B*N,heads,past+T,D/heads)."""
-        b, t, n, d = x_btnd.shape
-        y, _ = self.space(self.norm_space(x_btnd).view(b * t, n, d))
-        x_btnd = x_btnd + y.view(b, t, n, d)
-        y, past = self.time(self.norm_time(x_btnd).transpose(1, 2).reshape(b * n, t, d), past)
-        x_btnd = x_btnd + y.view(b, n, t, d).transpose(1, 2)
-        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
+        """(B,T,N,D) -> (B,T,N,D), and the new temporal keys and values (B,N*heads,T,D/heads)."""
+        y, _ = self.space(self.norm_space(x_btnd).flatten(0, 1))
+        x_btnd = x_btnd + y.view_as(x_btnd)
+        y, new = self.time(self.norm_time(x_btnd), past)
+        x_btnd = x_btnd + y
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), new
 
 
 class SpaceBlock(nn.Module):
@@ -62,10 +59,10 @@ class SpaceBlock(nn.Module):
         self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues | None]:
-        """(B,T,N,D) -> (B,T,N,D); with ``causal`` also the keys and values (B*T,heads,past+N,D/heads)."""
-        y, past = self.attention(self.norm(x_btnd).flatten(0, 1), past)
+        """(B,T,N,D) -> (B,T,N,D); with ``causal`` also the new keys and values (B*T,heads,N,D/heads)."""
+        y, new = self.attention(self.norm(x_btnd).flatten(0, 1), past)
         x_btnd = x_btnd + y.view_as(x_btnd)
-        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past if self.attention.causal else None
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), new if self.attention.causal else None
 
 
 class FullBlock(SpaceBlock):
@@ -74,14 +71,14 @@ class FullBlock(SpaceBlock):
     """
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """(B,T,N,D) -> (B,T,N,D), and keys and values (B,heads,(past+T)*N,D/heads)."""
+        """(B,T,N,D) -> (B,T,N,D), and the new keys and values (B,heads,T*N,D/heads)."""
         _, t, n, _ = x_btnd.shape
         before = 0 if past is None else past[0].shape[2] // n
         frame = torch.arange(before + t, device=x_btnd.device).repeat_interleave(n)
         mask = frame[before * n :, None] >= frame
-        y, past = self.attention(self.norm(x_btnd).flatten(1, 2), past, mask)
+        y, new = self.attention(self.norm(x_btnd).flatten(1, 2), past, mask)
         x_btnd = x_btnd + y.view_as(x_btnd)
-        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), past
+        return x_btnd + self.ffn(self.norm_ffn(x_btnd)), new
 
 
 BLOCKS = {"factored": STBlock, "full": FullBlock, "space": SpaceBlock}
@@ -127,31 +124,34 @@ class STTransformer(nn.Module):
         in_time = positions and attention != "space"  # a frame by itself has no time
         self.register_buffer("time_td", sincos(torch.arange(frames), dim) * in_time, persistent=False)
 
-    def forward(self, x_btnd: Tensor) -> Tensor:
-        """(B,T,N,D) embedded tokens -> (B,T,N,D) normalised features; those at t depend on frames <= t only."""
-        return self.step(x_btnd)[0]
-
-    def step(self, x_btnd: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """Go on from cached frames: equal to :meth:`forward` on all frames together, without computing the old ones.
+    def forward(self, x_btnd: Tensor, past: Past | None = None) -> Tensor:
+        """(B,T,N,D) embedded tokens -> (B,T,N,D) normalised features; those at t depend on frames <= t only.
 
         Args:
-            x_btnd: (B,T,N,D) the new frames' embedded tokens.
-            past: what the last call returned; None at the beginning of a clip. It is not changed, so the same past may be
-                used again while a frame is being refined.
-
-        Returns:
-            (B,T,N,D) features of the new frames, and the past that includes them.
+            x_btnd: frames that follow on those of ``past``.
+            past: from :meth:`step`; None at the beginning of a clip. It is not changed, so the same past may be used again and
+                again while a frame is being refined.
 
         Raises:
             ValueError: past and new frames together exceed ``frames``.
         """
+        return self._run(x_btnd, past)[0]
+
+    def step(self, x_btnd: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """As :meth:`forward`, and the past that includes these frames: so all goes on without computing old frames again."""
+        x_btnd, news = self._run(x_btnd, past)
+        start, layers = past or (0, [None] * len(self.blocks))
+        kept = [None if new is None else joined(before, new) for before, new in zip(layers, news, strict=True)]
+        return x_btnd, Past(start + x_btnd.shape[1], kept)
+
+    def _run(self, x_btnd: Tensor, past: Past | None) -> tuple[Tensor, list[KeysValues | None]]:
         start, layers = past or (0, [None] * len(self.blocks))
         stop = start + x_btnd.shape[1]
         if stop > self.frames:
             raise ValueError(f"{stop} frames, but this transformer has positions for {self.frames}")
         x_btnd = self.norm_in(x_btnd) + self.space_nd + self.time_td[start:stop, None]
-        now = []
+        news = []
         for block, before in zip(self.blocks, layers, strict=True):
-            x_btnd, keys_values = block(x_btnd, before)
-            now.append(keys_values)
-        return self.norm(x_btnd), Past(stop, now)
+            x_btnd, new = block(x_btnd, before)
+            news.append(new)
+        return self.norm(x_btnd), news

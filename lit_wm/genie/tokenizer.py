@@ -12,7 +12,7 @@ from lit_wm.distributed import global_mean
 from lit_wm.errors import check_choice
 from lit_wm.genie.codebooks import make_quantizer
 from lit_wm.genie.pixel_loss import pixel_loss
-from lit_wm.genie.st_transformer import STTransformer
+from lit_wm.genie.st_transformer import Past, STTransformer
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 KINDS = {"st_vivit": "factored", "c_vivit": "full", "vit": "space"}  # -> attention of its transformers
@@ -133,9 +133,17 @@ class VideoTokenizer(nn.Module):
         """(B,T,N) tokens of a clip from its beginning, T <= W -> (B,T,C,H,W) in [0, 1]."""
         return self.decode_vectors(self.quantizer.embed(tokens_btn))
 
+    def decode_on(self, tokens_btn: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Go on from what an earlier call returned: equal to :meth:`decode` on all frames together."""
+        h_btnd, past = self.decoder.step(self.from_latent(self.quantizer.embed(tokens_btn)), past)
+        return self._pixels(h_btnd), past
+
     def decode_vectors(self, e_btnd: Tensor) -> Tensor:
         """(B,T,N,latent_dim) -> (B,T,C,H,W) in [0, 1]."""
-        y = self.patch_out(self.decoder(self.from_latent(e_btnd))).sigmoid()
+        return self._pixels(self.decoder(self.from_latent(e_btnd)))
+
+    def _pixels(self, h_btnd: Tensor) -> Tensor:
+        y = self.patch_out(h_btnd).sigmoid()
         return unpatchify(y, self.settings.patch, self.picture[0], self.picture[1:])
 
     def forward(self, x_btchw: Tensor, continuous: bool = False) -> Tokenized:

@@ -87,7 +87,7 @@ class JEPAModule(WorldModel):
         weight_decay: float = 0.04,
         schedule_steps: int | None = None,
     ) -> None:
-        super().__init__(experience)
+        super().__init__(experience, ("frames", "actions") if actions else ("frames",))
         self.save_hyperparameters()
         check_bounds("jepa model", self.hparams, LEAST, positive=("lr",))
         if "frames" not in self.spec.pictures:
@@ -95,7 +95,6 @@ class JEPAModule(WorldModel):
         if not 1 <= rollout_steps <= history:
             raise UserError(f"rollout_steps is {rollout_steps}: choose 1 to history = {history}")
         self.action_space = "environment" if actions else "none"
-        self.labels = ("frames", "actions") if actions else ("frames",)
         height, width, channels = self.spec.observations["frames"]
         conditions = {"action": self.spec.action.width} if actions else {}
         try:

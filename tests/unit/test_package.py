@@ -36,7 +36,8 @@ def test_the_lock_holds_what_setup_cfg_asks_for():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    asked = "\n".join([config["options"]["install_requires"], extras["atari"], extras["envpool"]]).split("\n")
+    optional = [extras[name] for name in ("atari", "envpool", "video")]
+    asked = "\n".join([config["options"]["install_requires"], *optional]).split("\n")
     names = {line.split(">")[0].split("[")[0].strip() for line in asked if line.strip()}
     lines = (ROOT / "requirements" / "lock.txt").read_text().lower().splitlines()
     assert names <= {line.split("==")[0] for line in lines}

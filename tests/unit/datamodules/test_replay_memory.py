@@ -138,3 +138,18 @@ def test_longer_sequences_than_before_never_run_past_the_newest_row(tmp_path):
     longer = Replay(LAYOUT, LATENTS, 1, 6, 10_000, block=8)
     longer.load(tmp_path, state)
     assert all(step <= 2 for _, step in starts(longer.sample(5)))
+
+
+def test_what_is_listed_as_kept_stays_until_the_list_is_gone(tmp_path):
+    replay = filled([30, 21])
+    first = replay.save(tmp_path, "100")
+    Replay.keep(tmp_path, first)
+    replay.add(0, *row(0, 30))
+    second = replay.save(tmp_path, "200")
+    (tmp_path / "rows-0-0-300.npz.part").touch()
+    Replay.tidy(tmp_path, [second])
+    assert Replay.is_complete(tmp_path, first) and Replay.is_complete(tmp_path, second)
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "kept-100.txt").unlink()
+    Replay.tidy(tmp_path, [second])
+    assert not Replay.is_complete(tmp_path, first) and Replay.is_complete(tmp_path, second)

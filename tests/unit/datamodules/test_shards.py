@@ -52,6 +52,7 @@ SPECS = st.builds(
             ActionSpace("discrete", (3,)),
             ActionSpace("multi_discrete", (2, 5)),
             ActionSpace("continuous", (2,)),
+            ActionSpace("none", ()),
         ]
     ),
     st.sampled_from([(), (Factor("x"), Factor("y", "velocity"))]),
@@ -77,8 +78,8 @@ def test_episodes_return_as_they_were_written(make_episode, spec, lengths, chunk
             assert len(found) == len(mine) == index.splits[split]["episodes"]
             for rows, expected in zip(found, mine, strict=True):
                 assert_equal(rows, expected)
-            assert index.splits[split]["steps"] == sum(len(rows["reward"]) for rows in mine)
-            assert index.splits[split]["samples"] == sum(-(-len(rows["reward"]) // chunk_steps) for rows in mine)
+            assert index.splits[split]["steps"] == sum(len(rows["is_first"]) for rows in mine)
+            assert index.splits[split]["samples"] == sum(-(-len(rows["is_first"]) // chunk_steps) for rows in mine)
         assert index.spec == spec
 
 

@@ -106,6 +106,47 @@ def test_one_that_dies_again_and_again_among_good_ones_is_an_error():
             env.step(np.zeros(3, int))
 
 
+class Endless(Counter):
+    """Dies after so many steps, and never ends otherwise."""
+
+    def __init__(self, lives, how="raise"):
+        super().__init__(how=how)
+        self.lives, self.total = lives, 0
+
+    def step(self, action):
+        self.total += 1
+        if self.total == self.lives:
+            if self.how == "exit":
+                os._exit(7)
+            raise RuntimeError("worn out")
+        self.t += 1
+        return self._see(), 0.0, False, False, {}
+
+
+def test_an_endless_one_may_die_seldom():
+    """A thousand steps without a death make up for those before."""
+    env = SturdyVectorEnv([partial(Endless, 1001)], environment_seeds(3, 1), most_deaths=2)
+    env.reset()
+    for _ in range(4 * 1001):
+        env.step(np.zeros(1, int))
+    assert env.deaths == 4
+    env = SturdyVectorEnv([partial(Endless, 1000)], environment_seeds(3, 1), most_deaths=2)
+    env.reset()
+    with pytest.raises(ExperienceError, match="died 3 times"):
+        for _ in range(3 * 1000):
+            env.step(np.zeros(1, int))
+
+
+def test_all_that_died_with_a_process_are_named(request):
+    env = SturdyVectorEnv([Counter, partial(Endless, 3, "exit"), Counter], environment_seeds(3, 3), 2, most_deaths=0)
+    request.addfinalizer(env.close)
+    env.reset()
+    said = r"its process died \(exit code 7\), and with it environments 0, 1, any of which may have done it"
+    with pytest.raises(ExperienceError, match=said):
+        for _ in range(3):
+            env.step(np.zeros(3, int))
+
+
 def test_deaths_between_episodes_that_end_are_counted_and_survived():
     env = SturdyVectorEnv([partial(Counter, dies_at=1)] * 4, environment_seeds(3, 4))
     env.reset()

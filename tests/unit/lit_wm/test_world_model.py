@@ -66,6 +66,27 @@ def test_labels_that_are_not_consumed_may_be_absent(route, options):
     assert all(torch.isfinite(value) for value in model.losses(batch).values())
 
 
+@pytest.mark.parametrize(
+    ("route", "options", "lacking"),
+    [
+        ("dreamer", {}, "actions and rewards"),
+        ("jepa", {}, "actions"),
+        ("jepa", {"actions": False}, None),
+        ("genie", {}, None),
+    ],
+)
+def test_what_needs_labels_refuses_data_without_them_before_it_is_built(route, options, lacking):
+    video = ExperienceSpec(SPEC.observations, ActionSpace("none", ())).to_dict()
+    if lacking is None:
+        assert not tiny_routes.tiny(route, video, **options).spec.acted
+        return
+    with pytest.raises(
+        UserError, match=rf"^the {route} model learns from {lacking}, which this data, being video,"
+    ) as error:
+        tiny_routes.tiny(route, video, **options)
+    assert "actions: false" in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_missing_and_misshapen_keys_are_named(route):
     model, batch = tiny_routes.tiny(route, SPEC.to_dict()), clip()

@@ -7,6 +7,7 @@ import torch
 
 from lit_wm.cli import bench
 from lit_wm.cli import main as cli
+from lit_wm.cli.bench_models import Subject, build_subject
 from lit_wm.evaluation.cost import train_step_runs
 
 TINY_CODER = ["dim=16", "heads=2", "ffn=16", "encoder_blocks=1", "decoder_blocks=1", "patch=16"]
@@ -25,7 +26,13 @@ def words(route: str, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("route", "more"), [("dreamer", []), ("genie", []), ("genie", ["--part", "world"]), ("jepa", ["--action-free"])]
+    ("route", "more"),
+    [
+        ("dreamer", []),
+        ("genie", []),
+        *(("genie", ["--part", part]) for part in ("world", "latent_action", "dynamics")),
+        ("jepa", ["--action-free"]),
+    ],
 )
 def test_every_route_is_measured(route, more, tmp_path, capsys):
     threads = torch.get_num_threads()
@@ -42,9 +49,33 @@ def test_every_route_is_measured(route, more, tmp_path, capsys):
     assert "GFLOP per step" in capsys.readouterr().out
 
 
-def built(route: str) -> tuple:
-    options = bench.parse(words(route)[1:])
-    return bench.BUILDERS[route](options)
+def built(route: str, *more: str) -> Subject:
+    return build_subject(bench.parse(words(route, *more)[1:]))
+
+
+def test_a_part_counts_its_own_parameters():
+    parts = {part: built("genie", "--part", part) for part in bench.GENIE_PARTS}
+    genie = parts["sample"].model
+    assert parts["tokenizer"].parameters == sum(p.numel() for p in genie.tokenizer.parameters())
+    assert parts["world"].parameters == parts["latent_action"].parameters + parts["dynamics"].parameters
+    assert parts["sample"].parameters == parts["world"].parameters + parts["tokenizer"].parameters
+
+
+def test_a_played_frame_is_measured(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        cli.main(words("genie", "--part", "sample", "--runs", "2", "--json", str(tmp_path / "b.json")))
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result["name"].startswith("genie sample 1x4") and result["name"].endswith("25 steps a frame")
+    assert len(result["cpu_ms_runs"]) == len(result["wall_ms_runs"]) == 2
+    assert result["cpu_ms_unending"] > 0
+    assert "CPU ms per frame" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "genie", "--part", "sample", "--length", "3"])
+    assert [bench.parse(["genie", "--part", part]).batch for part in ("sample", "dynamics")] == [1, 4]
+    assert "leaves no past to play from" in capsys.readouterr().err
 
 
 def test_the_step_holds_what_follows_the_optimizer(monkeypatch):
@@ -54,13 +85,13 @@ def test_the_step_holds_what_follows_the_optimizer(monkeypatch):
 
     for route, where in (("dreamer", dreamer), ("jepa", jepa)):
         monkeypatch.setattr(where, "ema_update", lambda *_, route=route: followed.append(route))
-        _, model, batch = built(route)
+        _, model, batch, _ = built(route)
         assert len(train_step_runs(model, batch, 0, 2)) == 2
     assert followed == ["dreamer"] * 3 + ["jepa"] * 3, "one step warms up"
 
 
 def test_flops_are_those_of_one_step():
-    _, model, batch = built("jepa")
+    _, model, batch, _ = built("jepa")
     assert bench.step_flops(model, batch) == bench.step_flops(model, batch)
     half = {key: value[:, :2] for key, value in batch.items()}
     assert bench.step_flops(model, half) < bench.step_flops(model, batch)

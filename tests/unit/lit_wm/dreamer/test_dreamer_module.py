@@ -319,3 +319,34 @@ def test_accumulated_batches_move_the_range_of_returns_as_far_as_one():
         )
         model.on_train_epoch_start()
         assert model.normalizer.rate == 0.01 / batches
+
+
+def test_losses_of_two_batches_may_be_summed_before_one_backward():
+    """What is imagined for one of them is not written over by the other; training steps, one after the other, share memory."""
+    model = small().train()
+
+    def total(seed):
+        torch.manual_seed(seed)
+        return sum(value for name, value in model.losses(batch_of(PIXELS, seed=seed)).items() if name[0] != "_")
+
+    def gradients(*losses):
+        model.zero_grad()
+        for loss in losses:
+            loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    together = gradients(total(0) + total(1))
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
+    for one, two in zip(together, gradients(total(0), total(1)), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_training_step_imagines_in_the_memory_of_the_one_before():
+    model, places = small().train(), set()
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    for seed in range(3):
+        model.training_step(batch_of(PIXELS, seed=seed), seed).backward()
+        places.add(model._room.data_ptr())
+    assert len(places) == 1

@@ -18,6 +18,7 @@ from fake_worlds import (
     splits,
 )
 
+from datamodules.experience import ActionSpace
 from lit_wm.errors import UserError
 from lit_wm.evaluation.judge import judge
 
@@ -166,6 +167,19 @@ def test_without_true_state_the_rest_is_still_judged():
     assert numbers["state_skill/k4/task"].reason == "the data holds no true state"
     assert numbers["codes/effect_ami"].reason == "the data holds no true state"
     assert numbers["codes/command_ami"].value > 0.5 and numbers["psnr_native/k4"].value > 20
+
+
+def test_without_actions_codes_can_only_be_read_off_the_future_and_labels_are_not_applicable():
+    filmed = {
+        split: {k: v for k, v in b.items() if k not in ("state", "action", "reward")} for split, b in CLIPS.items()
+    }
+    spec = dataclasses.replace(SPEC, action=ActionSpace("none", ()), factors=())
+    scores = judge(Coded(), Aimless(), filmed, spec, FAST)
+    assert scores.steering == "oracle codes", "privileged, and called so"
+    assert scores.numbers["codes/command_ami"].reason == "the data holds no actions"
+    assert scores.numbers["codes/effect_ami"].reason == "the data holds no true state"
+    assert scores.numbers["codes/used"].value == 5 and scores.numbers["psnr_native/k4"].value > 20
+    assert judge(CopyLast(), Aimless(), filmed, spec, FAST).steering == "nothing"
 
 
 def test_a_model_never_sees_beyond_the_context(oracle):
