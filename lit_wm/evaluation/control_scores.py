@@ -103,7 +103,7 @@ def control_numbers(
         if isinstance(trial, str):
             numbers |= absent(tag, trial)
         elif not trusted:
-            numbers |= absent(tag, "even of states that the run has seen, effects are read right in too few")
+            numbers |= absent(tag, "effects cannot be read reliably even off states that were seen")
         else:
             read = imagined_effects(model, at(seen, now), looks[best][:, 0], trial, readings[best], settings)
             numbers |= accuracy(tag, read, trial, settings, draws)

@@ -55,7 +55,7 @@ class Obedience:
     def effects(self, clips: Batch, spec: ExperienceSpec) -> Tensor:
         """(B,T-1) effect classes; -1 where undefined, across the end of an episode, and where the way was blocked."""
         effect = effect_class(self.places(clips).diff(dim=1))
-        action = action_classes(clips["action"], spec.action)
+        action = action_classes(clips.get("action"), spec.action)
         left_out = ~transitions(clips) | self.blocked(effect, None if action is None else action[:, :-1])
         return effect.masked_fill(left_out, UNDEFINED)
 
@@ -101,7 +101,7 @@ def learn_obedience(clips: Batch, spec: ExperienceSpec) -> Obedience | str:
     seen = transitions(clips) & (effect != UNDEFINED)
     if not seen.any():
         return "the agent is to be seen in no training clip"
-    action = action_classes(clips["action"], spec.action)
+    action = action_classes(clips.get("action"), spec.action)
     usual = usual_effects(None if action is None else action[:, :-1][seen], effect[seen], still_class(len(columns)))
     displacement = {int(e): moved[seen & (effect == e)].mean(0) for e in effect[seen].unique()}
     inside = places[places.isfinite().all(-1)]
@@ -119,7 +119,7 @@ def usual_effects(action: Tensor | None, effect: Tensor, still: int) -> dict[int
     """Each command's most frequent movement, or to stand still where it hardly ever moves the agent.
 
     Args:
-        action: (n,) classes; None for continuous commands.
+        action: (n,) classes; None for continuous commands and for none.
         effect: (n,) classes of the same steps, all defined.
         still: the class of no movement.
 
@@ -127,7 +127,7 @@ def usual_effects(action: Tensor | None, effect: Tensor, still: int) -> dict[int
         action -> effect class; or, in a world that does not obey at once, why there is none.
     """
     if action is None:
-        return "the commands are continuous"
+        return "the commands are continuous, or there are none"
     usual, otherwise = {}, 0
     for a in action.unique().tolist():
         of_a = effect[action == a]

@@ -19,7 +19,9 @@ CELL, TOP, LEFT = (
     1.75,
 )  # inches: a cell's side, the space above the first row, the space left of the first column
 DPI = 110
+LETTER = 0.11  # inches: the widest that a letter of the heading is on average
 BINS = 15
+SHORT = 0.15  # of the axes: a mean below it is a point, not an arrow
 SEEN, IMAGINED, ARROW = "#46a05a", "#e18228", "#c81e50"
 
 
@@ -32,7 +34,9 @@ def code_sheet(picture: CodePicture, name: str) -> Image.Image:
     """
     count, starts = len(picture.titles), len(picture.starts)
     rows = starts + (picture.moved is not None)
-    width, height = LEFT + (count + 1) * CELL, TOP + rows * CELL + 0.1
+    left_out = f" ({picture.left_out} seldom ones are left out)" if picture.left_out else ""
+    heading = f"{name}: what each code does{left_out}"
+    width, height = max(LEFT + (count + 1) * CELL, LETTER * len(heading)) + 0.1, TOP + rows * CELL + 0.1
     figure = Figure((width, height), dpi=DPI)
     FigureCanvasAgg(figure)
 
@@ -45,8 +49,7 @@ def code_sheet(picture: CodePicture, name: str) -> Image.Image:
     def write(x: float, y: float, text: str, **style: object) -> None:
         figure.text(x / width, 1 - y / height, text, va=style.pop("va", "center"), **style)
 
-    left_out = f" ({picture.left_out} seldom ones are left out)" if picture.left_out else ""
-    write(0.1, 0.22, f"{name}: what each code does{left_out}", fontsize=11, fontweight="bold")
+    write(0.1, 0.22, heading, fontsize=11, fontweight="bold")
     for i, (title, share) in enumerate(zip(picture.titles, picture.shares, strict=True)):
         write(LEFT + (i + 1.5) * CELL, 0.68, f"{title}\n{share:.0%} of steps", fontsize=8, ha="center")
     first = 0
@@ -106,12 +109,9 @@ def draw_displacement(axes: Axes, moved_na: np.ndarray, limit: float) -> None:
     axes.pcolormesh(edges, edges, np.sqrt(density), cmap="Blues", vmin=0, vmax=1.2)
     (x, y), (dx, dy) = moved_na.mean(0), moved_na.std(0)
     axes.errorbar(x, y, xerr=dx, yerr=dy, color=ARROW, linewidth=1, capsize=2)
-    axes.annotate(
-        "",
-        (x, y),
-        (0, 0),
-        arrowprops={"arrowstyle": "-|>", "color": ARROW, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5},
-    )
+    if np.hypot(x, y) > SHORT * limit:
+        style = {"arrowstyle": "-|>", "color": ARROW, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5, "mutation_scale": 9}
+        axes.annotate("", (x, y), (0, 0), arrowprops=style)
 
 
 def draw_frame(axes: Axes, frame_chw: Tensor, colour: str) -> None:

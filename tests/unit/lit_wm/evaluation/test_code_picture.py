@@ -92,6 +92,14 @@ def test_a_paddle_that_moves_along_one_axis_and_a_code_that_never_moved_freely_a
     assert render_codes.reach([torch.zeros(0, 2)]) == 1 == render_codes.reach([torch.zeros(9, 2)])
 
 
+def test_a_long_name_fits():
+    few = dataclasses.replace(picture(Coded()), titles=["code 0"], shares=[1.0], moved=None)
+    name = "a_run_whose_name_is_long_indeed_and_that_has_one_code_alone_seed0"
+    sheet = np.asarray(render_codes.code_sheet(few, name))
+    heading = sheet[: int(0.4 * render_codes.DPI)]
+    assert (heading[:, -4:] == 255).all() and not (heading == 255).all()
+
+
 def test_a_grey_picture_is_drawn():
     grey = make_clips(range(2))["frames"][:2, 0, :1]
     shown = dataclasses.replace(picture(Coded()), starts=grey, imagined=grey[:, None].expand(-1, 5, -1, -1, -1))

@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_no_verdict(scores):
     assert n["control/ceiling_real_frames"].value == 1
     assert n["control/ceiling_frames"].value < 0.5 and n["control/ceiling_features"].value < 0.5
     assert n[TRANSFER].reason == n[COUNTERFACTUAL].reason
-    assert n[TRANSFER].reason == "even of states that the run has seen, effects are read right in too few"
+    assert n[TRANSFER].reason == "effects cannot be read reliably even off states that were seen"
 
 
 def test_in_a_world_that_does_not_obey_at_once_codes_are_transferred_and_commands_not_tried(reader):

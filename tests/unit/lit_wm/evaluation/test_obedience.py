@@ -95,9 +95,14 @@ def test_what_cannot_be_told_says_why(clips, spec, reason):
     assert learn_obedience(clips, spec) == reason
 
 
+def test_without_commands_there_are_effects_but_no_usual_one():
+    law = learn_obedience({k: v for k, v in CLIPS.items() if k != "action"}, SPEC)
+    assert law.usual == "the commands are continuous, or there are none"
+
+
 def test_continuous_commands_have_effects_but_no_usual_one():
     spec = dataclasses.replace(SPEC, action=ActionSpace("continuous", (2,)))
     clips = {**CLIPS, "action": torch.zeros(*CLIPS["action"].shape, 2)}
     law = learn_obedience(clips, spec)
-    assert law.usual == "the commands are continuous"
+    assert law.usual == "the commands are continuous, or there are none"
     assert (law.effects(clips, spec) != UNDEFINED).equal(transitions(clips))
