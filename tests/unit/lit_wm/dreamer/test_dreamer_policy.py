@@ -84,7 +84,9 @@ def test_newer_latents_are_handed_to_the_data():
         "latent_stoch": torch.zeros(2, 8, dtype=torch.int16),
     }
     model._trainer = SimpleNamespace(
-        log_every_n_steps=0, datamodule=SimpleNamespace(write_back=lambda b, latents: written.append(latents))
+        log_every_n_steps=0,
+        callbacks=[],
+        datamodule=SimpleNamespace(write_back=lambda b, latents: written.append(latents)),
     )
     model.log_dict = model.log = lambda *args, **kwargs: None
     torch.manual_seed(0)
