@@ -61,5 +61,6 @@ def refuse_given(owner: str, settings: Any, names: Sequence[str], why: str) -> N
     """
     defaults = {field.name: field.default for field in fields(settings) if field.default is not MISSING}
     for name in names:
-        if getattr(settings, name) != defaults[name]:
-            raise UserError(f"{name} of the {owner} is {getattr(settings, name)}, but {why}: leave it out")
+        value = getattr(settings, name)
+        if (tuple(value) if isinstance(value, list) else value) != defaults[name]:  # a file knows no tuples
+            raise UserError(f"{name} of the {owner} is {value}, but {why}: leave it out")

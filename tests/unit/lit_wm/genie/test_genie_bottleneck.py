@@ -65,6 +65,12 @@ def test_more_weight_leaves_less_in_the_vectors():
     assert kept[0] > 0.95 and kept[0] > kept[1] > kept[2] + 0.3
 
 
+def test_an_empty_list_from_a_file_is_an_empty_tuple():
+    assert not model(codebook="vae", levels=[]).discrete
+    with pytest.raises(UserError, match=r"levels .* codebook 'vae' has no codes"):
+        model(codebook="vae", levels=[4, 4])
+
+
 def test_vectors_for_codes():
     m, x = model(codebook="vae", kl=2e-4), clip()
     vectors = m.encode(x)
