@@ -19,7 +19,7 @@ from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
 POOLS = ("token", "mean")
 INPUTS = ("pixels", "tokens")
-OF_CODES = ("codes", "codebooks", "levels", "beta", "kmeans_start", "restart_below", "continuous_warmup")
+OF_CODES = ("codes", "codebooks", "levels", "beta", "decay", "kmeans_start", "restart_below", "continuous_warmup")
 OF_PIXELS = ("downsample", "shift")
 
 

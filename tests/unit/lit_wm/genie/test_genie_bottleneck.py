@@ -111,6 +111,7 @@ def test_from_tokens_the_model_sees_no_pixel():
     ("options", "message"),
     [
         ({"codebook": "vae", "kmeans_start": True}, "kmeans_start .* codebook 'vae' has no codes: leave it out"),
+        ({"codebook": "vae", "decay": 0.9}, "decay of the latent action model is 0.9, but codebook 'vae' has no codes"),
         ({"codebook": "vae", "codes": 6}, "codes of the latent action model is 6, but codebook 'vae' has no codes"),
         ({"kl": 0.1}, "kl of the latent action model is 0.1, but codebook 'vae' alone reads it"),
         ({"input": "tokens", "shift": 4}, "shift of the latent action model is 4, but it sees tokens"),
