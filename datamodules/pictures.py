@@ -1,4 +1,4 @@
-"""Any picture as a small square of RGB: upright, without transparency, cropped, padded or stretched, without aliasing."""
+"""Any picture as a small one of RGB: upright, without transparency, cropped, padded or stretched, without aliasing."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ def on_black(pixels: np.ndarray) -> np.ndarray:
     return ((colour * alpha + 127) // 255).astype(np.uint8)
 
 
-def fitted(pixels: np.ndarray, size: int, fit: str, aspect: float = 1.0) -> np.ndarray:
-    """A picture as a square.
+def fitted(pixels: np.ndarray, size: int | tuple[int, int], fit: str, aspect: float = 1.0) -> np.ndarray:
+    """A picture at another size.
 
     Args:
         pixels: (H,W,3) uint8.
-        size: side of the square.
-        fit: ``crop`` to the middle square, ``pad`` with black, or ``stretch``.
+        size: (rows, columns), or the side of a square.
+        fit: ``crop`` to the largest part in the middle that has the proportions of ``size``, ``pad`` with black, or ``stretch``.
         aspect: width of a pixel divided by its height; not 1 in many old videos.
 
     Returns:
-        (size,size,3) uint8.
+        (rows,columns,3) uint8.
     """
     picture, (height, width) = Image.fromarray(pixels), pixels.shape[:2]
+    rows, columns = (size, size) if isinstance(size, int) else size
     if fit == "stretch":
-        return np.asarray(picture.resize((size, size), FILTER))
+        return np.asarray(picture.resize((columns, rows), FILTER))
     shown = width * aspect  # the width, in heights of a pixel
     if fit == "crop":
-        side = min(height, shown)
-        x, y = max(0.0, (width - side / aspect) / 2), (height - side) / 2  # rounding may leave it a hair below 0
-        return np.asarray(picture.resize((size, size), FILTER, (x, y, width - x, height - y)))
-    scale = size / max(height, shown)
+        slope = rows / columns
+        part = min(height, shown * slope)  # its height
+        x, y = (
+            max(0.0, (width - part / slope / aspect) / 2),
+            (height - part) / 2,
+        )  # rounding may leave it a hair below 0
+        return np.asarray(picture.resize((columns, rows), FILTER, (x, y, width - x, height - y)))
+    scale = min(rows / height, columns / shown)
     inner = max(1, round(shown * scale)), max(1, round(height * scale))
-    square = Image.new("RGB", (size, size))
-    square.paste(picture.resize(inner, FILTER), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-    return np.asarray(square)
+    canvas = Image.new("RGB", (columns, rows))
+    canvas.paste(picture.resize(inner, FILTER), ((columns - inner[0]) // 2, (rows - inner[1]) // 2))
+    return np.asarray(canvas)
 
 
 def upright(pixels: np.ndarray, matrix: Sequence[int]) -> np.ndarray:

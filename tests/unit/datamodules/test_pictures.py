@@ -1,4 +1,4 @@
-"""Any picture becomes a small upright square of RGB."""
+"""Any picture becomes a small upright one of RGB."""
 
 import contextlib
 import warnings
@@ -49,6 +49,20 @@ def test_crop_takes_the_middle_and_pad_and_stretch_take_all():
     assert not fitted(NOISE, 20, "pad")[[*range(4), *range(16, 20)]].any()
     np.testing.assert_array_equal(fitted(NOISE[:, ::2], 12, "stretch")[:, 0], NOISE[:, 0])
     np.testing.assert_array_equal(fitted(NOISE[:, ::2], 12, "stretch")[:, -1], NOISE[:, 18])
+
+
+@given(rows=st.integers(1, 12), columns=st.integers(1, 12), fit=st.sampled_from(FITS), colour=st.integers(1, 255))
+def test_frames_that_are_not_square_are_filled_too(rows, columns, fit, colour):
+    found = fitted(np.full((12, 20, 3), colour, np.uint8), (rows, columns), fit)
+    assert found.shape == (rows, columns, 3) and found.any()
+    assert fit == "pad" or (found == colour).all()
+
+
+def test_crop_keeps_proportions_whatever_the_frame_is_like():
+    np.testing.assert_array_equal(fitted(NOISE, (12, 10), "crop"), NOISE[:, 5:15])
+    np.testing.assert_array_equal(fitted(NOISE, (4, 20), "crop"), NOISE[4:8])
+    np.testing.assert_array_equal(fitted(NOISE, (16, 20), "pad")[2:14], NOISE)
+    np.testing.assert_array_equal(fitted(NOISE, (12, 26), "pad")[:, 3:23], NOISE)
 
 
 def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are_meant():
