@@ -22,10 +22,13 @@ class WorldModelContract(Protocol):
 
     Attributes:
         action_space: what :meth:`imagine` takes: ``environment`` actions as vectors, its own ``codes``, or ``none``.
+        codes: how many codes there are to choose from, 0 to codes - 1; None where they are vectors, and where ``action_space``
+            is not ``codes``.
         labels: what training consumes, of ``frames``, ``actions``, ``rewards``: printed as the route's privilege.
     """
 
     action_space: str
+    codes: int | None
     labels: tuple[str, ...]
 
     def observe(self, batch: Batch) -> State:

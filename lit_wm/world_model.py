@@ -38,6 +38,7 @@ class WorldModel(LightningModule):
 
     route: str = ""
     action_space: str = "none"
+    codes: int | None = None
     labels: tuple[str, ...] = ("frames",)
 
     def __init__(self, experience: dict[str, Any], labels: tuple[str, ...] | None = None) -> None:

@@ -111,6 +111,7 @@ class GenieModule(WorldModel):
         except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
             raise UserError(f"the genie model cannot be built: {error}") from error
         self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
+        self.codes = a.codes if self.lam.discrete else None
         self.taken_from = {"tokenizer": tokenizer_checkpoint, "lam": lam_checkpoint}
         self.lam_objective = lam_objective
         self.betas, self.weight_decay = tuple(betas), weight_decay

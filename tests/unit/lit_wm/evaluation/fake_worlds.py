@@ -96,6 +96,7 @@ class Oracle:
 
     labels = ("frames", "actions")
     action_space = "environment"
+    codes = None
 
     def __init__(self, noise: float = 0.0, blur: int = 0) -> None:
         self.noise, self.blur = noise, blur
@@ -210,6 +211,7 @@ class Coded(Oracle):
 
     labels = ("frames",)
     action_space = "codes"
+    codes = len(MOVES)
     PERMUTATION = torch.tensor([3, 0, 4, 1, 2])  # action -> code
 
     def infer_actions(self, batch):

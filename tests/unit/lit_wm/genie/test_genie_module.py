@@ -68,7 +68,7 @@ def fit(module, steps, batch=None, **options):
 def test_states_have_the_contracts_shapes(length):
     m, batch = model().eval(), clips(t=length)
     assert isinstance(m, WorldModelContract)
-    assert (m.action_space, m.labels) == ("codes", ("frames",))
+    assert (m.action_space, m.codes, m.labels) == ("codes", m.lam.settings.codes, ("frames",))
     state, codes = m.observe(batch), m.infer_actions(batch)
     assert {key: tuple(x.shape) for key, x in state.items()} == {
         "tokens": (2, length, W, N),
