@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,10 +34,15 @@ def rows(card: Scorecard, test: Batch) -> dict[str, Tensor]:
     return {"truth": truth, "floor: copy last frame": copied, **pictures}
 
 
+def as_rgb(frame_chw: Tensor) -> np.ndarray:
+    """(C,H,W) uint8 -> (H,W,3): the first three channels, or the first one as grey where there are fewer."""
+    pixels = frame_chw.permute(1, 2, 0).numpy()
+    return np.repeat(pixels[..., :1], 3, -1) if pixels.shape[-1] < 3 else np.ascontiguousarray(pixels[..., :3])
+
+
 def tile(frame_chw: Tensor, seen: bool) -> Image.Image:
     """One frame, enlarged by a whole number without smoothing, in its border."""
-    pixels = frame_chw.permute(1, 2, 0).numpy()
-    pixels = np.repeat(pixels[..., :1], 3, -1) if pixels.shape[-1] < 3 else np.ascontiguousarray(pixels[..., :3])
+    pixels = as_rgb(frame_chw)
     zoom = max(1, round(TILE / pixels.shape[0]))
     picture = Image.fromarray(pixels).resize((pixels.shape[1] * zoom, pixels.shape[0] * zoom), Image.Resampling.NEAREST)
     framed = Image.new("RGB", (picture.width + 2 * BORDER, picture.height + 2 * BORDER), SEEN if seen else IMAGINED)
@@ -45,26 +50,27 @@ def tile(frame_chw: Tensor, seen: bool) -> Image.Image:
     return framed
 
 
-def contact_sheet(rows: Rows, context: int) -> Image.Image:
+def contact_sheet(rows: Rows, context: int, block: str = "clip", heads: Sequence[str] | None = None) -> Image.Image:
     """One block of rows per clip; green borders were seen, orange ones imagined.
 
     Args:
         rows: title -> (clips,T,C,H,W) uint8, truth first.
         context: frames that were seen.
+        block: what the blocks are called.
+        heads: T words above the columns; None: ``seen``, and how many steps ahead.
     """
     first = next(iter(rows.values()))
     clips, steps = first.shape[:2]
     width, height = (side + GAP for side in tile(first[0, 0], True).size)
-    block = LINE + len(rows) * height
-    sheet = Image.new("RGB", (LABEL + steps * width, clips * block), PAPER)
+    heads = heads or ["seen" if t < context else f"{t - context + 1:+d}" for t in range(steps)]
+    tall = LINE + len(rows) * height
+    sheet = Image.new("RGB", (LABEL + steps * width, clips * tall), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for clip in range(clips):
-        top = clip * block
-        draw.text((4, top + 1), f"clip {clip + 1}", INK, font)
-        for t in range(steps):
-            draw.text(
-                (LABEL + t * width + BORDER, top + 1), f"{t - context + 1:+d}" if t >= context else "seen", INK, font
-            )
+        top = clip * tall
+        draw.text((4, top + 1), f"{block} {clip + 1}", INK, font)
+        for t, head in enumerate(heads):
+            draw.text((LABEL + t * width + BORDER, top + 1), head, INK, font)
         for row, (title, frames) in enumerate(rows.items()):
             y = top + LINE + row * height
             draw.multiline_text((4, y + height // 4), wrapped(title, LABEL, 12), INK, font)
@@ -79,8 +85,15 @@ def wrapped(title: str, pixels: int, size: int) -> str:
     return "\n".join(line for part in title.split(": ", 1) for line in textwrap.wrap(part, width))
 
 
-def animation(rows: Rows, context: int) -> list[Image.Image]:
-    """One picture per time step: a column per row of the contact sheet, a line per clip."""
+def strips(rows: Rows) -> Image.Image:
+    """The frames alone, at their own size: a line of all its frames for every clip of every row, as the contact sheet has them."""
+    clips = next(iter(rows.values())).shape[0]
+    lines = [np.concatenate([as_rgb(x) for x in frames[clip]], 1) for clip in range(clips) for frames in rows.values()]
+    return Image.fromarray(np.concatenate(lines))
+
+
+def animation(rows: Rows, context: int, heads: Sequence[str] | None = None) -> list[Image.Image]:
+    """One picture per time step: a column per row of the contact sheet, a line per clip. ``heads`` as there."""
     first = next(iter(rows.values()))
     clips, steps = first.shape[:2]
     font = ImageFont.load_default(11)
@@ -95,7 +108,7 @@ def animation(rows: Rows, context: int) -> list[Image.Image]:
             draw.multiline_text((column * width + 2, 1), title, INK, font, spacing=1)
             for clip in range(clips):
                 picture.paste(tile(frames[clip, t], t < context), (column * width, top + clip * height))
-        says = "seen" if t < context else f"imagined, {t - context + 1} ahead"
+        says = heads[t] if heads else "seen" if t < context else f"imagined, {t - context + 1} ahead"
         draw.text((2, picture.height - LINE), says, SEEN if t < context else IMAGINED, font)
         pictures.append(picture)
     return pictures

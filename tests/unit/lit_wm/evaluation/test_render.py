@@ -1,10 +1,11 @@
 """Pictures of rollouts: titles that fit, and a sheet that holds every frame."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageFont
 
-from lit_wm.evaluation.render import animation, contact_sheet, wrapped
+from lit_wm.evaluation.render import animation, contact_sheet, strips, wrapped
 
 ROWS = {"truth": (2, 5), "a_run_with_a_very_long_name_indeed_seed0: common decoder": (2, 5), "b: own decoder": (2, 5)}
 
@@ -29,3 +30,21 @@ def test_every_frame_stands_in_the_sheet_and_in_the_animation():
     for t, picture in enumerate(pictures):
         shown = {colour for _, colour in picture.getcolors(1 << 20)}
         assert {(int(shade),) * 3 for shade in shades[:, t]} <= shown
+
+
+def test_strips_hold_every_frame_without_loss_in_the_order_of_the_sheet():
+    frames = {c: torch.randint(256, (2, 5, c, 8, 6), generator=torch.Generator().manual_seed(c)).byte() for c in (3, 1)}
+    pixels = np.asarray(strips({"colour": frames[3], "grey": frames[1]})).reshape(4, 8, 5, 6, 3)
+    for clip in range(2):
+        for t in range(5):
+            assert (pixels[2 * clip, :, t] == frames[3][clip, t].permute(1, 2, 0).numpy()).all()
+            assert (pixels[2 * clip + 1, :, t] == frames[1][clip, t].permute(1, 2, 0).numpy()).all()
+
+
+def test_other_heads_stand_in_the_place_of_the_usual_ones():
+    rows = {"a": torch.zeros(1, 3, 3, 8, 8).byte()}
+    usual, named = (contact_sheet(rows, 1, "clip", heads) for heads in (None, ["seen", "+1", "+2"]))
+    assert (np.asarray(usual) == np.asarray(named)).all()
+    assert (np.asarray(usual) != np.asarray(contact_sheet(rows, 1, "clip", ["seen", "+1", "up"]))).any()
+    assert (np.asarray(usual) != np.asarray(contact_sheet(rows, 1, "sample"))).any()
+    assert animation(rows, 1, ["x", "y", "z"])[1] != animation(rows, 1, ["x", "n", "z"])[1]
