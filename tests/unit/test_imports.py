@@ -19,6 +19,7 @@ ALLOWED = {
     "loading": SHARED,
     "callbacks": {"contract", "errors", "distributed", "callbacks", "evaluation"},
     "evaluation": {"contract", "errors", "evaluation"},
+    "play": {"contract", "errors", "evaluation", "play"},
     **{route: SHARED | {route} for route in ROUTES},
 }
 
