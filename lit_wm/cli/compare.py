@@ -150,8 +150,13 @@ def common_data(runs: list[LoadedRun], names: list[str], root: str | None) -> In
     return index
 
 
-def remembered_root(run: LoadedRun, name: str) -> Path:
+def remembered_root(run: LoadedRun, name: str, option: str = "--root") -> Path:
     """The shards that a run was trained on, from the folder that holds its ``runs``, or from here.
+
+    Args:
+        run: the run.
+        name: of it, for the message.
+        option: that could name them, likewise.
 
     Raises:
         UserError: they are in neither place, or the run does not say.
@@ -159,11 +164,11 @@ def remembered_root(run: LoadedRun, name: str) -> Path:
     if run.root is None:
         online = "env" in data_arguments(run)
         reason = "was trained online, on no recording" if online else "does not say where its shards are"
-        raise UserError(f"{name} {reason}: give --root FOLDER" + ", shards of the same environment" * online)
+        raise UserError(f"{name} {reason}: give {option} FOLDER" + ", shards of the same environment" * online)
     for folder in (run.path.resolve().parent.parent / run.root, Path(run.root)):
         if folder.exists():
             return folder
-    raise UserError(f"{name} was trained on {run.root}, which is not here: give --root FOLDER")
+    raise UserError(f"{name} was trained on {run.root}, which is not here: give {option} FOLDER")
 
 
 def short(data_hash: str | None) -> str:
