@@ -302,9 +302,7 @@ def test_a_model_that_was_trained_on_video_takes_labels_from_another_recording(
 
     root = make_recording([12] * 12, ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("none", ())))
     tiny_routes.fit("genie", root, tmp_path / "video", steps=3)
-    run(
-        ["generate", str(tmp_path / "video"), "--data", str(folder / "data"), "--labels", "up", "--steps", "1"]
-        + ["--out", str(tmp_path / "out")]
-    )
+    options = ["--data", folder / "data", "--labels", "up", "--steps", 1, "--out", tmp_path / "out"]
+    run(words(tmp_path, *options, route="video"))
     assert "up: code " in capsys.readouterr().out
     frames_of(tmp_path / "out", 1, 3)
