@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_wm.distributed import global_mean
 from lit_wm.errors import check_choice, refuse_given
 from lit_wm.genie.codebooks import Quantizer, make_quantizer
 from lit_wm.genie.gaussian_bottleneck import GaussianBottleneck
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
 from lit_wm.genie.tokenizer import causal_windows
+from lit_wm.genie.vector_quantizer import Quantized
 from lit_wm.nn.patches import check_patch, patchify, unpatchify
 
-POOLS = ("token", "mean")
+POOLS = ("token", "mean", "max")
 INPUTS = ("pixels", "tokens")
-OF_CODES = ("codes", "codebooks", "levels", "beta", "decay", "kmeans_start", "restart_below", "continuous_warmup")
+OF_CODES = ("codes", "codebooks", "levels", "beta", "decay", "kmeans_start", "restart_below")
+OF_CODES += ("continuous_warmup", "warmup_noise")
 OF_PIXELS = ("downsample", "shift")
 
 
@@ -51,8 +54,9 @@ class LatentActionSettings:
         decay: of the running statistics of the codebook.
         kmeans_start: not in the paper.
         restart_below: not in the paper.
-        pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, or their
-            ``mean``. Open in the paper; ``token`` is what its public re-implementations do.
+        pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, their ``mean``, or of
+            each number the ``max``, with which a movement in one patch is not drowned by the many that stand still. Open in
+            the paper; ``token`` is what its public re-implementations do.
         downsample: the model sees and predicts frames averaged over squares of this many pixels (``patch`` and ``picture``
             then count the averages). A small movement is then a smooth change of a few numbers, which is far easier to
             learn than a jump from pixel to pixel, and costs less. Not in the paper (1).
@@ -67,6 +71,9 @@ class LatentActionSettings:
             here through a sigmoid.
         changed_weight: extra weight of pixels that changed; 0 is the plain mean squared error of the paper.
         continuous_warmup: updates during which vectors are not quantised. Not in the paper (0).
+        warmup_noise: standard deviation of the noise that meanwhile lies on the vectors, in units of their own root mean
+            square. What the decoder needs must then stand out of the noise, and what it can tell by itself (what moves on
+            its own course) drowns: codes that are fitted to such vectors do not carry it. Not in the paper (0).
     """
 
     input: str = "pixels"
@@ -95,6 +102,7 @@ class LatentActionSettings:
     residual_output: bool = False
     changed_weight: float = 0.0
     continuous_warmup: int = 0
+    warmup_noise: float = 0.0
 
 
 class LatentActions(NamedTuple):
@@ -144,6 +152,8 @@ class LatentActionModel(nn.Module):
         check_choice("input of the latent action model", s.input, INPUTS)
         if s.input == "tokens":
             refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
+        if s.continuous_warmup == 0:
+            refuse_given("latent action model", s, ("warmup_noise",), "it has no continuous_warmup")
         check_patch(picture[1:], s.downsample)
         picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
@@ -187,7 +197,8 @@ class LatentActionModel(nn.Module):
             token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
             pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
         else:
-            pooled_btd = self.encoder(h_btnd).mean(2)
+            h_btnd = self.encoder(h_btnd)
+            pooled_btd = h_btnd.mean(2) if self.settings.pool == "mean" else h_btnd.amax(2)
         return self.to_latent(pooled_btd)[:, 1:]
 
     def encode(self, x_btchw: Tensor, z_btnc: Tensor | None = None) -> Tensor:
@@ -238,7 +249,7 @@ class LatentActionModel(nn.Module):
         s = self.settings
         shifted = random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw
         latents = self.latents(self.look(shifted, z_btnc))
-        passed = self.bottleneck.let_through(latents) if continuous else self.bottleneck(latents)
+        passed = self._warm_up(latents) if continuous else self.bottleneck(latents)
         frames = error = None
         if predict_pixels:
             x_btchw = self.coarse(x_btchw)
@@ -246,6 +257,13 @@ class LatentActionModel(nn.Module):
             frames = self.decode(x_btchw[:, :-1], passed.vectors, z_btnc)
             error = pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
         return LatentActions(passed.vectors, passed.codes, frames, error, passed.loss)
+
+    def _warm_up(self, latents: Tensor) -> Quantized:
+        passed = self.bottleneck.let_through(latents)
+        if not (self.training and self.settings.warmup_noise):
+            return passed
+        scale = global_mean(latents.detach().square().mean()).sqrt() * self.settings.warmup_noise
+        return passed._replace(vectors=passed.vectors + scale * torch.randn_like(latents))
 
 
 def with_difference(seen_btnc: Tensor) -> Tensor:

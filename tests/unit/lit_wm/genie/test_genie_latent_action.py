@@ -11,6 +11,7 @@ from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings, 
 SMALL = LatentActionSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=2, latent_dim=8)
 SWITCHES = {"difference_input": True, "decoder_difference": True, "residual_output": True, "pool": "mean"}
 SWITCHES |= {"encoder_positions": False}
+EITHER = pytest.mark.parametrize("options", [{}, SWITCHES, {"pool": "max"}], ids=["paper", "switches", "max"])
 
 
 def model(**options):
@@ -24,7 +25,7 @@ def clip(t=6, seed=0):
     return torch.rand(2, t, 3, 8, 12, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("options", [{}, SWITCHES], ids=["paper", "switches"])
+@EITHER
 def test_a_code_sees_the_frame_it_leads_to_and_nothing_later(options):
     m, x = model(**options), clip()
     changed = x.clone()
@@ -36,7 +37,7 @@ def test_a_code_sees_the_frame_it_leads_to_and_nothing_later(options):
     assert torch.equal(m.encode(x)[:, :3], m.encode(changed)[:, :3])
 
 
-@pytest.mark.parametrize("options", [{}, SWITCHES], ids=["paper", "switches"])
+@EITHER
 def test_the_decoder_never_sees_its_target(options):
     m, x = model(**options), clip()
     actions = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
@@ -47,6 +48,18 @@ def test_the_decoder_never_sees_its_target(options):
         assert torch.equal(a[:, :target], b[:, :target])  # entry t-1 predicts frame t
         if target < 5:
             assert (a[:, target] != b[:, target]).any()
+
+
+def test_the_maximum_does_not_drown_what_one_patch_holds():
+    """Of two frames that differ in one patch of six, the pooled numbers differ as that patch's do, not by a sixth of it."""
+    m = model(pool="max", encoder_blocks=0, encoder_positions=False)
+    x = torch.zeros(1, 2, 3, 8, 12)
+    x[:, 1, :, :4, :4] = 1
+    tokens_tnd = m.encoder(m.patch_in(m.look(x)))[0]
+    still, lit = tokens_tnd[1, 1], tokens_tnd[1, 0]
+    assert torch.allclose(m.latents(m.look(x))[0, 0], m.to_latent(torch.maximum(still, lit)), atol=1e-6)
+    m.settings = replace(m.settings, pool="mean")
+    assert torch.allclose(m.latents(m.look(x))[0, 0], m.to_latent(still + (lit - still) / 6), atol=1e-6)
 
 
 def test_the_decoder_uses_codes_up_to_now_only():
@@ -90,6 +103,25 @@ def test_continuous_vectors_are_those_of_the_encoder():
     assert not torch.allclose(m(x).vectors, out.vectors)
 
 
+def test_noise_lies_on_the_vectors_of_the_warm_up_and_nowhere_else():
+    m, x = model(continuous_warmup=1, warmup_noise=0.5).train(), clip().repeat(50, 1, 1, 1, 1)
+    latents = m.latents(m.look(x))
+    noise = (m(x, continuous=True).vectors - latents).detach()
+    assert noise.std() == pytest.approx(0.5 * float(latents.detach().square().mean().sqrt()), rel=0.05)
+    assert noise.mean().abs() < 0.1 * noise.std()
+    quiet = replace(m.settings, warmup_noise=0.0)
+    loud, m.settings = m.settings, quiet
+    codes = m(x).codes
+    m.settings = loud
+    assert torch.equal(m(x).codes, codes)
+    assert torch.equal(m.eval()(x, continuous=True).vectors, latents)
+
+
+def test_noise_without_a_warm_up_is_refused():
+    with pytest.raises(UserError, match=r"warmup_noise.*no continuous_warmup"):
+        model(warmup_noise=0.5)
+
+
 def test_residual_output_starts_as_a_copy():
     x = clip()
     torch.manual_seed(0)
@@ -129,7 +161,8 @@ def test_parameters_in_closed_form():
     expected += (pixels * d + d) + d + (d * latent + latent) + codes * latent  # patches, action token, codes
     expected += (pixels * d + d) + (latent * d + d) + (d * pixels + pixels)  # decoder
     assert sum(p.numel() for p in model().parameters()) == expected
-    assert sum(p.numel() for p in model(pool="mean").parameters()) == expected - d
+    for pool in ("mean", "max"):
+        assert sum(p.numel() for p in model(pool=pool).parameters()) == expected - d
 
 
 def test_the_defaults_are_the_papers():
@@ -137,7 +170,9 @@ def test_the_defaults_are_the_papers():
     assert (settings["codes"], settings["latent_dim"], settings["patch"]) == (8, 32, 16)
     departures = ["difference_input", "decoder_difference", "shift", "residual_output", "changed_weight"]
     assert (settings["pool"], settings["downsample"], settings["encoder_positions"]) == ("token", 1, True)
-    assert not any(settings[name] for name in [*departures, "continuous_warmup", "kmeans_start", "restart_below"])
+    assert not any(
+        settings[name] for name in [*departures, "continuous_warmup", "warmup_noise", "kmeans_start", "restart_below"]
+    )
 
 
 def test_downsampled_it_sees_averages():
@@ -161,5 +196,5 @@ def test_without_positions_the_encoder_cannot_tell_where():
 
 
 def test_unknown_pool():
-    with pytest.raises(UserError, match="pool of the latent action model 'max'"):
-        model(pool="max")
+    with pytest.raises(UserError, match="pool of the latent action model 'min'"):
+        model(pool="min")
