@@ -15,15 +15,16 @@ from lit_wm.genie.codebooks import Quantizer, make_quantizer
 from lit_wm.genie.gaussian_bottleneck import GaussianBottleneck
 from lit_wm.genie.pixel_loss import pixel_loss
 from lit_wm.genie.st_transformer import STTransformer
+from lit_wm.genie.stem import STEMS, make_stem
 from lit_wm.genie.tokenizer import causal_windows
 from lit_wm.genie.vector_quantizer import Quantized
-from lit_wm.nn.patches import check_patch, patchify, unpatchify
+from lit_wm.nn.patches import check_patch, unpatchify
 
 POOLS = ("token", "mean", "max")
 INPUTS = ("pixels", "tokens")
 OF_CODES = ("codes", "codebooks", "levels", "beta", "decay", "kmeans_start", "restart_below")
 OF_CODES += ("continuous_warmup", "warmup_noise")
-OF_PIXELS = ("downsample", "shift")
+OF_PIXELS = ("downsample", "shift", "stem")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class LatentActionSettings:
         pool: how a frame's tokens become one action: a learned ``token`` that attends to the patches, their ``mean``, or of
             each number the ``max``, with which a movement in one patch is not drowned by the many that stand still. Open in
             the paper; ``token`` is what its public re-implementations do.
+        stem: how encoder and decoder read pixels, ``linear`` patches or a ``convolution``, which makes out sooner where a thing
+            moves to: see :class:`~lit_wm.genie.stem.ConvolutionStem`. Not in the paper (linear).
         downsample: the model sees and predicts frames averaged over squares of this many pixels (``patch`` and ``picture``
             then count the averages). A small movement is then a smooth change of a few numbers, which is far easier to
             learn than a jump from pixel to pixel, and costs less. Not in the paper (1).
@@ -94,6 +97,7 @@ class LatentActionSettings:
     kmeans_start: bool = False
     restart_below: float = 0.0
     pool: str = "token"
+    stem: str = "linear"
     downsample: int = 1
     difference_input: bool = False
     decoder_difference: bool = False
@@ -150,6 +154,7 @@ class LatentActionModel(nn.Module):
         s = self.settings = settings
         check_choice("pool of the latent action model", s.pool, POOLS)
         check_choice("input of the latent action model", s.input, INPUTS)
+        check_choice("stem of the latent action model", s.stem, STEMS)
         if s.input == "tokens":
             refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
         if s.continuous_warmup == 0:
@@ -158,9 +163,7 @@ class LatentActionModel(nn.Module):
         picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
         grid = check_patch(picture[1:], s.patch)
-        pixels = s.patch * s.patch * picture[0]
-        seen = pixels if s.input == "pixels" else token_dim
-        self.patch_in = nn.Linear(seen * (2 if s.difference_input else 1), s.dim)
+        self.patch_in = self._entrance(2 if s.difference_input else 1, token_dim)
         self.action_token = nn.Parameter(torch.randn(s.dim) * 0.02) if s.pool == "token" else None
         extra = 0 if self.action_token is None else 1
         self.encoder = STTransformer(
@@ -168,13 +171,20 @@ class LatentActionModel(nn.Module):
         )
         self.to_latent = nn.Linear(s.dim, s.latent_dim * (1 if self.discrete else 2))
         self.bottleneck = make_bottleneck(s)
-        self.decoder_in = nn.Linear(seen * (2 if s.decoder_difference else 1), s.dim)
+        self.decoder_in = self._entrance(2 if s.decoder_difference else 1, token_dim)
         self.action_in = nn.Linear(s.latent_dim, s.dim)
         self.decoder = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.decoder_blocks)
-        self.patch_out = nn.Linear(s.dim, pixels)
+        self.patch_out = nn.Linear(s.dim, s.patch * s.patch * picture[0])
         if s.residual_output:
             nn.init.zeros_(self.patch_out.weight)
             nn.init.zeros_(self.patch_out.bias)
+
+    def _entrance(self, times: int, token_dim: int | None) -> nn.Module:
+        """From what is seen, ``times`` its channels (with its difference), to the width of the transformers."""
+        s = self.settings
+        if s.input == "tokens":
+            return nn.Linear(times * token_dim, s.dim)
+        return make_stem(s.stem, times * self.picture[0], s.patch, s.dim)
 
     @property
     def discrete(self) -> bool:
@@ -187,12 +197,12 @@ class LatentActionModel(nn.Module):
         return x_btchw if by == 1 else F.avg_pool2d(x_btchw.flatten(0, 1), by).unflatten(0, x_btchw.shape[:2])
 
     def look(self, x_btchw: Tensor, z_btnc: Tensor | None = None) -> Tensor:
-        """What encoder and decoder see of a clip: (B,T,N,P) pixels of its patches, or with ``input: tokens`` (B,T,N,C) ``z_btnc``."""
-        return patchify(self.coarse(x_btchw), self.settings.patch) if self.settings.input == "pixels" else z_btnc
+        """What encoder and decoder see of a clip: (B,T,C,H,W) coarse frames, or with ``input: tokens`` (B,T,N,C) ``z_btnc``."""
+        return self.coarse(x_btchw) if self.settings.input == "pixels" else z_btnc
 
-    def latents(self, seen_btnc: Tensor) -> Tensor:
+    def latents(self, seen: Tensor) -> Tensor:
         """A clip as from :meth:`look`, T <= W -> (B,T-1,to_latent) before the bottleneck; entry t sees frames <= t+1."""
-        h_btnd = self.patch_in(with_difference(seen_btnc) if self.settings.difference_input else seen_btnc)
+        h_btnd = self.patch_in(self._and_difference(seen) if self.settings.difference_input else seen)
         if self.action_token is not None:
             token = self.action_token.expand(*h_btnd.shape[:2], 1, -1)
             pooled_btd = self.encoder(torch.cat([token, h_btnd], 2))[:, :, 0]
@@ -206,10 +216,10 @@ class LatentActionModel(nn.Module):
 
         Learns nothing. Long clips as the tokenizer's; ``z_btnc`` as for :meth:`look`.
         """
-        seen_btnc = self.look(x_btchw, z_btnc)
+        seen = self.look(x_btchw, z_btnc)
         parts = [
-            self.bottleneck.encode(self.latents(seen_btnc[:, start:stop]))[:, max(keep - 1 - start, 0) :]
-            for start, keep, stop in causal_windows(seen_btnc.shape[1], self.frames)
+            self.bottleneck.encode(self.latents(seen[:, start:stop]))[:, max(keep - 1 - start, 0) :]
+            for start, keep, stop in causal_windows(seen.shape[1], self.frames)
         ]
         return torch.cat(parts, 1)
 
@@ -225,9 +235,9 @@ class LatentActionModel(nn.Module):
             (B,T,C,H,W), coarse likewise.
         """
         s = self.settings
-        seen_btnc = patchify(x_btchw, s.patch) if s.input == "pixels" else z_btnc
-        seen_btnc = with_difference(seen_btnc) if s.decoder_difference else seen_btnc
-        h_btnd = self.decoder_in(seen_btnc) + self.action_in(actions_bta)[:, :, None]
+        seen = x_btchw if s.input == "pixels" else z_btnc
+        h_btnd = self.decoder_in(self._and_difference(seen) if s.decoder_difference else seen)
+        h_btnd = h_btnd + self.action_in(actions_bta)[:, :, None]
         y = unpatchify(self.patch_out(self.decoder(h_btnd)), s.patch, self.picture[0], self.picture[1:])
         return x_btchw + y if s.residual_output else y.sigmoid()
 
@@ -258,17 +268,17 @@ class LatentActionModel(nn.Module):
             error = pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
         return LatentActions(passed.vectors, passed.codes, frames, error, passed.loss)
 
+    def _and_difference(self, seen: Tensor) -> Tensor:
+        """What is seen of each frame, and as so many channels more how that differs from the frame before (0 for the first)."""
+        change = torch.cat([torch.zeros_like(seen[:, :1]), seen.diff(dim=1)], 1)
+        return torch.cat([seen, change], 2 if self.settings.input == "pixels" else -1)
+
     def _warm_up(self, latents: Tensor) -> Quantized:
         passed = self.bottleneck.let_through(latents)
         if not (self.training and self.settings.warmup_noise):
             return passed
         scale = global_mean(latents.detach().square().mean()).sqrt() * self.settings.warmup_noise
         return passed._replace(vectors=passed.vectors + scale * torch.randn_like(latents))
-
-
-def with_difference(seen_btnc: Tensor) -> Tensor:
-    """What is seen of each frame, and beside it how that differs from the frame before (0 for the first): (B,T,N,2C)."""
-    return torch.cat([seen_btnc, F.pad(seen_btnc.diff(dim=1), (0, 0, 0, 0, 1, 0))], -1)
 
 
 def random_shift(x_btchw: Tensor, most: int) -> Tensor:

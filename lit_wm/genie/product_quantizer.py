@@ -62,5 +62,7 @@ class ProductQuantizer(nn.Module):
         )
 
     def let_through(self, z: Tensor) -> Quantized:
-        """The vectors as they are; nothing is learnt."""
+        """The vectors as they are; no code is learnt."""
+        for part, x in zip(self.parts, self._split(z), strict=True):
+            part.let_through(x)
         return Quantized(z, self.encode(z.detach()), z.new_zeros(()))

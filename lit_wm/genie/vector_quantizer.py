@@ -12,6 +12,8 @@ from lit_wm.distributed import gather_rows, global_sum, world_size
 from lit_wm.errors import UserError
 
 LEARNED = ("gradient", "ema")
+ROWS_A_CODE = 32  # vectors of the warm-up that k-means starts from
+TRIES = 8  # of k-means: a single one leaves two clusters to one code every few times
 CODEBOOKS = (*LEARNED, "fsq")
 
 
@@ -28,7 +30,28 @@ def nearest_codes(z_nd: Tensor, codebook_kd: Tensor) -> Tensor:
     return (codebook_kd.square().sum(1) - 2 * z_nd @ codebook_kd.T).argmin(1)
 
 
-def kmeans(rows_nd: Tensor, k: int, generator: torch.Generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
+def kmeans(rows_nd: Tensor, k: int, generator: torch.Generator, tries: int = TRIES) -> tuple[Tensor, Tensor]:
+    """The best of several runs of :func:`lloyd`: that with the least squared distance to the centres.
+
+    Args:
+        rows_nd: (N,D) data.
+        k: number of centres.
+        generator: as for :func:`lloyd`.
+        tries: number of runs.
+
+    Returns:
+        As :func:`lloyd`.
+    """
+    found = [lloyd(rows_nd, k, generator) for _ in range(tries)]
+    return min(found, key=lambda one: squared_distance(rows_nd, one[0]).sum())
+
+
+def squared_distance(z_nd: Tensor, codebook_kd: Tensor) -> Tensor:
+    """(N,D) -> (N,) squared distance to the nearest code."""
+    return (z_nd - codebook_kd[nearest_codes(z_nd, codebook_kd)]).square().sum(1)
+
+
+def lloyd(rows_nd: Tensor, k: int, generator: torch.Generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from a k-means++ start.
 
     Args:
@@ -91,7 +114,8 @@ class VectorQuantizer(nn.Module):
             short runs.
         beta: weight of the commitment term ``|z - sg(e)|^2``. Genie states none; .25 is VQ-VAE's.
         decay: of the running means and of the usage.
-        kmeans_start: the first training batch sets the codebook by k-means. Not in Genie.
+        kmeans_start: the first training batch, with the last vectors of a continuous warm-up, sets the codebook by k-means. Not
+            in Genie.
         restart_below: a code used less than this share of 1/K is moved to a vector far from all codes; 0 never. Not in Genie.
 
     Raises:
@@ -118,6 +142,10 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("usage", torch.full((codes,), 1 / codes))  # running share of all vectors
         self.register_buffer("sums", start_kd / codes)  # running sums; codebook = sums / usage
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("recent", torch.zeros(ROWS_A_CODE * codes if kmeans_start else 0, dim))
+        self.register_buffer(
+            "recorded", torch.zeros((), dtype=torch.int64)
+        )  # vectors in all, of which the last are kept
         self._started = not kmeans_start
 
     def encode(self, z: Tensor) -> Tensor:
@@ -150,14 +178,26 @@ class VectorQuantizer(nn.Module):
             return Quantized(vectors, codes_n.view(z.shape[:-1]), loss)
 
     def let_through(self, z: Tensor) -> Quantized:
-        """The vectors as they are, with the codes that would stand for them: a continuous warm-up, in which nothing is learnt."""
+        """The vectors as they are, with the codes that would stand for them: a continuous warm-up, in which no code is learnt."""
+        if self.training and self.kmeans_start:
+            self._record(z.detach().float().reshape(-1, z.shape[-1]))
         return Quantized(z, self.encode(z.detach()), z.new_zeros(()))
 
     @torch.no_grad()
+    def _record(self, z_nd: Tensor) -> None:
+        """Keep the last vectors of the warm-up, those of all ranks, in a ring."""
+        rows = gather_rows(z_nd)[-len(self.recent) :]
+        place = torch.arange(len(rows), device=rows.device)
+        self.recent[(self.recorded + place) % len(self.recent)] = rows
+        self.recorded += len(rows)
+
+    @torch.no_grad()
     def _start(self, z_nd: Tensor) -> None:
-        """k-means over the global batch, unless a checkpoint brought a codebook that has already learnt."""
+        """k-means over the global batch and what was kept of the warm-up, unless a checkpoint brought a codebook that has
+        already learnt."""
         if self.updates == 0:
-            centres_kd, share_k = kmeans(gather_rows(z_nd), len(self.codebook), self._generator())
+            kept = self.recent[: int(self.recorded)]
+            centres_kd, share_k = kmeans(torch.cat([kept, gather_rows(z_nd)]), len(self.codebook), self._generator())
             self.codebook.copy_(centres_kd)
             self.usage.copy_(share_k)
             self.sums.copy_(centres_kd * share_k[:, None])
@@ -190,8 +230,7 @@ class VectorQuantizer(nn.Module):
         if not dead_k.any():
             return
         generator = self._generator()
-        nearest_nd = self.embed(nearest_codes(z_nd, self.codebook))
-        distance_n = (z_nd - nearest_nd).square().sum(1) + 1e-12
+        distance_n = squared_distance(z_nd, self.codebook) + 1e-12
         mine_kd = z_nd[torch.multinomial(distance_n.cpu(), k, replacement=True, generator=generator).to(z_nd.device)]
         proposals = gather_rows(mine_kd)
         taken = torch.randperm(len(proposals), generator=generator)[:k].to(z_nd.device)

@@ -11,7 +11,8 @@ from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings, 
 SMALL = LatentActionSettings(patch=4, dim=16, heads=2, ffn=32, encoder_blocks=2, decoder_blocks=2, latent_dim=8)
 SWITCHES = {"difference_input": True, "decoder_difference": True, "residual_output": True, "pool": "mean"}
 SWITCHES |= {"encoder_positions": False}
-EITHER = pytest.mark.parametrize("options", [{}, SWITCHES, {"pool": "max"}], ids=["paper", "switches", "max"])
+CONVOLUTION = {**SWITCHES, "pool": "max", "stem": "convolution"}
+EITHER = pytest.mark.parametrize("options", [{}, SWITCHES, CONVOLUTION], ids=["paper", "switches", "convolution"])
 
 
 def model(**options):
@@ -170,6 +171,7 @@ def test_the_defaults_are_the_papers():
     assert (settings["codes"], settings["latent_dim"], settings["patch"]) == (8, 32, 16)
     departures = ["difference_input", "decoder_difference", "shift", "residual_output", "changed_weight"]
     assert (settings["pool"], settings["downsample"], settings["encoder_positions"]) == ("token", 1, True)
+    assert settings["stem"] == "linear"
     assert not any(
         settings[name] for name in [*departures, "continuous_warmup", "warmup_noise", "kmeans_start", "restart_below"]
     )

@@ -254,11 +254,11 @@ def test_objectives_of_the_latent_action_model():
     assert all(p.grad is None for p in m.lam.parameters())  # the paper: the dynamics does not teach the codes
     losses, m = from_dynamics("dynamics")
     assert "lam_pixels" not in losses
-    assert m.lam.patch_in.weight.grad.abs().sum() > 0
+    assert m.lam.patch_in.project.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in m.lam.decoder.parameters())
     losses, m = from_dynamics("both")
     assert "lam_pixels" in losses
-    assert m.lam.patch_in.weight.grad.abs().sum() > 0
+    assert m.lam.patch_in.project.weight.grad.abs().sum() > 0
 
 
 def test_the_staged_order_in_one_fit():

@@ -93,6 +93,39 @@ def test_kmeans_finds_clusters_and_starts_the_codebook_once():
     assert torch.cdist(centres, again.codebook).min(1).values.max() < 0.5
 
 
+def test_the_best_of_several_runs_of_kmeans_is_taken():
+    """Six clusters of a hexagon: single runs leave two of them to one centre, the best of eight does not."""
+    angle = torch.arange(6) * torch.pi / 3
+    centres = 5 * torch.stack([angle.cos(), angle.sin()], 1)
+    z = centres.repeat(20, 1) + 0.4 * rows(120, 2)
+
+    def merged(seed, tries):
+        found, _ = kmeans(z, 6, torch.Generator().manual_seed(seed), tries)
+        return bool(torch.cdist(centres, found).min(1).values.max() > 1)
+
+    assert any(merged(seed, 1) for seed in range(30))
+    assert not any(merged(seed, 8) for seed in range(30))
+
+
+def test_kmeans_starts_from_what_the_warm_up_showed_last():
+    """Six vectors a batch are too few for three clusters; those of the warm-up before it, if not too old, are not."""
+    centres = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    quantizer = VectorQuantizer(3, 2, codebook="ema", kmeans_start=True)
+    quantizer.let_through(100 + rows(96, 2))  # as many as are kept
+    for seed in range(20):
+        quantizer.let_through(centres.repeat(2, 1) + 0.01 * rows(6, 2, seed))
+    assert quantizer.updates == 0
+    resumed = VectorQuantizer(3, 2, codebook="ema", kmeans_start=True)
+    resumed.load_state_dict(quantizer.state_dict())
+    for one in (quantizer, resumed):
+        one(torch.zeros(6, 2))
+        assert torch.cdist(centres, one.codebook).min(1).values.max() < 0.1
+    assert torch.equal(quantizer.codebook, resumed.codebook)
+    quiet = VectorQuantizer(3, 2, codebook="ema", kmeans_start=True).eval()
+    quiet.let_through(centres)
+    assert quiet.recorded == 0
+
+
 def test_perplexity_counts_the_codes_in_use():
     quantizer = VectorQuantizer(4, 2)
     assert quantizer.perplexity() == pytest.approx(4)
