@@ -7,18 +7,28 @@ from dataclasses import dataclass
 from lit_wm.optim.schedules import warmup_constant_factor, warmup_cosine_factor, warmup_linear_factor
 
 PARTS = ("tokenizer", "lam", "dynamics")
-ORDERS = ("staged", "joint", "tokenizer", "world", "latent_action", "dynamics")
+ORDERS = ("staged", "separate", "joint", "tokenizer", "world", "latent_action", "dynamics")
 DECAYS = ("constant", "cosine", "linear")
 
 
-def trained_parts(order: str, step: int, tokenizer_steps: int) -> tuple[str, ...]:
-    """Which parts learn at update ``step``: the whole difference between the paper's and the article's order."""
+def turns(order: str, tokenizer_steps: int, lam_steps: int) -> dict[str, tuple[int, int | None]]:
+    """Part -> the update with which it begins to learn, and that before which it stops (None: with the fit). Parts that do not
+    learn are left out. This is the whole difference between the paper's order, the article's and the others."""
     if order == "joint":
-        return PARTS
-    if order == "tokenizer" or (order == "staged" and step < tokenizer_steps):
-        return ("tokenizer",)
-    alone = {"latent_action": ("lam",), "dynamics": ("dynamics",)}
-    return alone.get(order, ("lam", "dynamics"))
+        return dict.fromkeys(PARTS, (0, None))
+    if order == "world":
+        return dict.fromkeys(PARTS[1:], (0, None))
+    if order == "staged":
+        return {"tokenizer": (0, tokenizer_steps), **dict.fromkeys(PARTS[1:], (tokenizer_steps, None))}
+    if order == "separate":
+        both = tokenizer_steps + lam_steps
+        return {"tokenizer": (0, tokenizer_steps), "lam": (tokenizer_steps, both), "dynamics": (both, None)}
+    return {"lam" if order == "latent_action" else order: (0, None)}
+
+
+def trained_parts(of_parts: dict[str, tuple[int, int | None]], step: int) -> tuple[str, ...]:
+    """Which parts learn at update ``step``."""
+    return tuple(part for part, (begin, end) in of_parts.items() if begin <= step and (end is None or step < end))
 
 
 def needed_parts(order: str, lam_input: str) -> tuple[str, ...]:

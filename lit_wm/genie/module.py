@@ -19,9 +19,9 @@ from lit_wm.distributed import global_sum, world_size
 from lit_wm.errors import UserError, check_bounds
 from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
-from lit_wm.genie.learning_order import PARTS, OptimizerSettings, needed_parts, trained_parts
+from lit_wm.genie.learning_order import PARTS, OptimizerSettings, needed_parts, trained_parts, turns
 from lit_wm.genie.rollout import make_dynamics, rollout
-from lit_wm.genie.settings import check_learning, check_parts, settings_from
+from lit_wm.genie.settings import check_learning, check_parts, check_turns, settings_from
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
@@ -47,10 +47,13 @@ class GenieModule(WorldModel):
         dynamics: sizes of the dynamics model and its sampling.
         order: ``staged``: the tokenizer for ``tokenizer_steps`` updates, then, with the tokenizer frozen, the latent action
             model and the dynamics together, in one fit (the paper's order). ``joint``: everything from the first update (the
-            article's order). ``tokenizer``: that part alone. ``world``: the other two, on a tokenizer from
+            article's order). ``separate``: one part after the other, in one fit. ``tokenizer``: that part alone. ``world``: the other two, on a tokenizer from
             ``tokenizer_checkpoint``. ``latent_action``: that part alone, and ``dynamics``: the rest, on parts from
             ``tokenizer_checkpoint`` and ``lam_checkpoint``. Counted by ``trainer.global_step``, so a resumed run is where it was.
-        tokenizer_steps: updates of the tokenizer in the order ``staged``; the paper's CoinRun case study has 300,000.
+        tokenizer_steps: updates of the tokenizer in the orders ``staged`` and ``separate``; the paper's CoinRun case study has
+            300,000.
+        lam_steps: updates of the latent action model in the order ``separate``. The paper's 200,000, which it shares with the
+            dynamics there.
         tokenizer_checkpoint: checkpoint of a Genie run whose tokenizer is taken over when a fit begins; needed by ``world`` and
             ``dynamics``.
         lam_checkpoint: likewise of its latent action model; needed by ``dynamics``.
@@ -79,6 +82,7 @@ class GenieModule(WorldModel):
         dynamics: DynamicsSettings = DYNAMICS,
         order: str = "staged",
         tokenizer_steps: int = 300_000,
+        lam_steps: int = 200_000,
         tokenizer_checkpoint: str | None = None,
         lam_checkpoint: str | None = None,
         lam_objective: str = "pixel",
@@ -98,7 +102,9 @@ class GenieModule(WorldModel):
         d = settings_from(DynamicsSettings, dynamics, "dynamics")
         check_bounds("genie model", {"frames": frames}, {"frames": 2})
         check_parts(t, a, d)
-        check_learning(order, lam_objective, tokenizer_steps, t, self.optimizers_of)
+        check_learning(order, lam_objective, self.optimizers_of)
+        self.turns = turns(order, tokenizer_steps, lam_steps)
+        check_turns(self.turns, {"tokenizer": t.continuous_warmup, "lam": a.continuous_warmup})
         if "frames" not in self.spec.pictures:
             raise UserError("the genie model needs the picture 'frames', which this data does not hold")
         height, width, channels = self.spec.observations["frames"]
@@ -110,7 +116,7 @@ class GenieModule(WorldModel):
             self.dynamics = make_dynamics(self.tokenizer.grid, frames, codebook, a.latent_dim, d)
         except ValueError as error:  # a patch that does not divide the picture, heads that do not divide the width
             raise UserError(f"the genie model cannot be built: {error}") from error
-        self.frames, self.order, self.tokenizer_steps = frames, order, tokenizer_steps
+        self.frames, self.order = frames, order
         self.codes = a.codes if self.lam.discrete else None
         self.taken_from = {"tokenizer": tokenizer_checkpoint, "lam": lam_checkpoint}
         self.lam_objective = lam_objective
@@ -128,7 +134,7 @@ class GenieModule(WorldModel):
         if not 2 <= x_btchw.shape[1] <= self.frames:
             raise UserError(f"clips of {x_btchw.shape[1]} frames, but the genie model trains on 2 to {self.frames}")
         step = self.updates
-        parts = trained_parts(self.order, step, self.tokenizer_steps)
+        parts = trained_parts(self.turns, step)
         losses: dict[str, Tensor] = {}
         tokens_btn = None
         if "tokenizer" in parts:
@@ -140,7 +146,7 @@ class GenieModule(WorldModel):
             with torch.no_grad():
                 tokens_btn = self.tokenizer.encode(x_btchw)
         if "lam" in parts:
-            of_actions, action_bta = self._latent_action_losses(x_btchw, tokens_btn, self._world_step(step))
+            of_actions, action_bta = self._latent_action_losses(x_btchw, tokens_btn, step - self.turns["lam"][0])
             losses |= of_actions
         elif "dynamics" in parts:
             with torch.no_grad():
@@ -195,9 +201,6 @@ class GenieModule(WorldModel):
             counted = global_sum(counted) / world_size()
         return {"dynamics_ce": nats_m.sum() / counted.clamp(min=1), "_dynamics_accuracy": right_m.float().mean()}
 
-    def _world_step(self, step: int) -> int:
-        return step - self.tokenizer_steps if self.order == "staged" else step
-
     def configure_optimizers(self) -> dict[str, Any]:
         """One AdamW with a group per part, and each group's own schedule. A part without gradients is left alone."""
         total = self.trainer.max_steps
@@ -216,9 +219,8 @@ class GenieModule(WorldModel):
         }
 
     def _factor_of(self, part: str, settings: OptimizerSettings, total: int) -> Any:
-        begin = self.tokenizer_steps if self.order == "staged" and part != "tokenizer" else 0
-        end = self.tokenizer_steps if self.order == "staged" and part == "tokenizer" else total
-        return lambda step: settings.factor(step - begin, end - begin)
+        begin, end = self.turns.get(part, (0, None))
+        return lambda step: settings.factor(step - begin, (total if end is None else end) - begin)
 
     def setup(self, stage: str) -> None:
         """Tell DDP that not all parts learn in every step: as it comes it waits for ever for gradients of those that do not."""

@@ -56,14 +56,8 @@ def check_parts(tokenizer: TokenizerSettings, lam: LatentActionSettings, dynamic
         check_bounds("genie model's autoregressive dynamics", vars(dynamics), {"blocks": 2})
 
 
-def check_learning(
-    order: str,
-    lam_objective: str,
-    tokenizer_steps: int,
-    tokenizer: TokenizerSettings,
-    optimizers: Mapping[str, OptimizerSettings],
-) -> None:
-    """Refuse names that do not exist, and orders that would leave a part without its turn.
+def check_learning(order: str, lam_objective: str, optimizers: Mapping[str, OptimizerSettings]) -> None:
+    """Refuse names that do not exist, and what an order has no room for.
 
     Raises:
         UserError: names the first.
@@ -74,10 +68,19 @@ def check_learning(
         check_choice(f"decay of the {part} optimizer of the genie model", optimizers[part].decay, DECAYS)
         owner = f"genie model's {part}_optimizer"
         check_bounds(owner, vars(optimizers[part]), {"warmup_steps": 0}, positive=("lr",))
-    if order in ("latent_action", "dynamics") and lam_objective != "pixel":
-        raise UserError(f"order '{order}' of the genie model trains one part alone: lam_objective must be pixel")
-    if order == "staged" and tokenizer.continuous_warmup >= max(tokenizer_steps, 1):
-        raise UserError(
-            f"tokenizer.continuous_warmup {tokenizer.continuous_warmup} leaves none of the {tokenizer_steps} tokenizer_steps"
-            " of the genie model to its codebook"
-        )
+    if order in ("separate", "latent_action", "dynamics") and lam_objective != "pixel":
+        raise UserError(f"order '{order}' of the genie model trains one part at a time: lam_objective must be pixel")
+
+
+def check_turns(of_parts: Mapping[str, tuple[int, int | None]], warmups: Mapping[str, int]) -> None:
+    """Refuse a turn (:func:`~lit_wm.genie.learning_order.turns`) that its part's continuous warm-up would fill.
+
+    Raises:
+        UserError: names the first.
+    """
+    for part, (begin, end) in of_parts.items():
+        if part in warmups and end is not None and warmups[part] >= max(end - begin, 1):
+            raise UserError(
+                f"{part}.continuous_warmup {warmups[part]} leaves none of the {end - begin} {part}_steps of the genie model to"
+                " its codebook"
+            )

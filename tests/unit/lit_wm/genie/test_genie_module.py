@@ -14,7 +14,7 @@ from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.contract import WorldModelContract, at
 from lit_wm.errors import UserError
 from lit_wm.genie import GenieModule
-from lit_wm.genie.learning_order import ORDERS, PARTS, OptimizerSettings, trained_parts
+from lit_wm.genie.learning_order import ORDERS, PARTS, OptimizerSettings, trained_parts, turns
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (5,)))
 CODER = {"patch": 4, "dim": 16, "heads": 2, "ffn": 32, "encoder_blocks": 1, "decoder_blocks": 1, "codebook": "ema"}
@@ -209,14 +209,23 @@ def test_vectors_and_codes_are_not_mixed_up():
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def test_which_parts_learn_when():
-    assert trained_parts("staged", 9, 10) == ("tokenizer",)
-    assert trained_parts("staged", 10, 10) == ("lam", "dynamics")
-    assert trained_parts("joint", 0, 10) == PARTS
-    assert trained_parts("tokenizer", 99, 10) == ("tokenizer",)
-    assert trained_parts("world", 0, 10) == ("lam", "dynamics")
-    assert trained_parts("latent_action", 0, 10) == ("lam",)
-    assert trained_parts("dynamics", 0, 10) == ("dynamics",)
+@pytest.mark.parametrize(
+    ("order", "at_0", "at_9", "at_10", "at_15"),
+    [
+        ("staged", "tokenizer", "tokenizer", "lam dynamics", "lam dynamics"),
+        ("separate", "tokenizer", "tokenizer", "lam", "dynamics"),
+        ("joint", *["tokenizer lam dynamics"] * 4),
+        ("tokenizer", *["tokenizer"] * 4),
+        ("world", *["lam dynamics"] * 4),
+        ("latent_action", *["lam"] * 4),
+        ("dynamics", *["dynamics"] * 4),
+    ],
+)
+def test_which_parts_learn_when(order, at_0, at_9, at_10, at_15):
+    of_parts = turns(order, tokenizer_steps=10, lam_steps=5)
+    assert [trained_parts(of_parts, step) for step in (0, 9, 10, 15)] == [
+        tuple(parts.split()) for parts in (at_0, at_9, at_10, at_15)
+    ]
 
 
 def gradients(m, batch):
@@ -232,7 +241,7 @@ def test_each_order_gives_gradients_to_its_parts_only(order):
     coders = {part: getattr(m, part) for part in ("tokenizer", "lam")}
     before = {part: {key: value.clone() for key, value in coder.state_dict().items()} for part, coder in coders.items()}
     found = gradients(m, clips())
-    learning = trained_parts(order, 0, 1)
+    learning = trained_parts(m.turns, 0)
     for part in PARTS:
         assert all(found[part]) if part in learning else not any(found[part])
     for part, coder in coders.items():
@@ -273,6 +282,9 @@ def test_the_staged_order_in_one_fit():
     m = model(order="staged", tokenizer_steps=0)
     fit(m, 2)
     assert [moved(part) for part in PARTS] == [False, True, True]
+    m = model(order="separate", tokenizer_steps=0, lam_steps=2)
+    fit(m, 2)
+    assert [moved(part) for part in PARTS] == [False, True, False]
 
 
 def test_learning_lowers_every_loss():
@@ -294,6 +306,22 @@ def test_schedules_count_from_a_parts_own_first_update():
     groups = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
     assert groups["lam"] == FAST["lr"]  # about to do update 4, its own second
     assert groups["tokenizer"] == FAST["lr"]
+
+
+def test_each_schedule_ends_with_the_turn_of_its_part():
+    falling = {"lr": 1.0, "warmup_steps": 0, "decay": "linear", "final_factor": 0.0, "decay_share": 1.0}
+    m = model(order="separate", tokenizer_steps=2, lam_steps=4, lam_optimizer=falling, tokenizer_optimizer=falling)
+    assert [m._factor_of("lam", m.optimizers_of["lam"], 100)(step) for step in range(7)] == [
+        0,
+        0,
+        1,
+        0.75,
+        0.5,
+        0.25,
+        0,
+    ]
+    of_tokenizer = m._factor_of("tokenizer", m.optimizers_of["tokenizer"], 100)
+    assert [of_tokenizer(step) for step in range(3)] == [1, 0.5, 0]
 
 
 def test_training_needs_no_labels_and_clips_of_the_right_length():
@@ -373,7 +401,7 @@ def test_the_three_parts_in_three_runs(tmp_path):
         model(lam={**CODER, "codes": 6}).take_over("lam", paths["lam"])
     with pytest.raises(UserError, match="order 'latent_action' of the genie model needs 'tokenizer_checkpoint'"):
         fit(model(order="latent_action", lam={**CODER, "input": "tokens"}), 1)
-    with pytest.raises(UserError, match="trains one part alone: lam_objective must be pixel"):
+    with pytest.raises(UserError, match="trains one part at a time: lam_objective must be pixel"):
         model(order="latent_action", lam_objective="both")
 
 
@@ -391,6 +419,11 @@ def test_the_three_parts_in_three_runs(tmp_path):
             {"order": "staged", "tokenizer": {**CODER, "continuous_warmup": 5}, "tokenizer_steps": 5},
             "none of the 5 tok",
         ),
+        (
+            {"order": "separate", "lam": {**CODER, "continuous_warmup": 5}, "tokenizer_steps": 5, "lam_steps": 4},
+            "lam.continuous_warmup 5 leaves none of the 4 lam_steps",
+        ),
+        ({"order": "separate", "lam_objective": "both"}, "one part at a time"),
     ],
 )
 def test_mistakes_are_one_line(options, message):
