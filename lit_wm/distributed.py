@@ -16,6 +16,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process; 0 outside a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 class _SumOverRanks(torch.autograd.Function):
     """Sum over ranks whose gradient is the sum of the ranks' gradients, so that DDP's mean over ranks is exact."""
 

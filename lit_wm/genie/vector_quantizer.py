@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_wm.distributed import gather_rows, global_sum, world_size
+from lit_wm.distributed import gather_rows, global_sum, rank, world_size
 from lit_wm.errors import UserError
 
 LEARNED = ("gradient", "ema")
@@ -221,20 +221,25 @@ class VectorQuantizer(nn.Module):
         self.updates += 1
 
     def _restart(self, z_nd: Tensor) -> None:
-        """Give each unused code a vector drawn with probability proportional to its squared distance from all codes.
+        """Give each unused code a vector of the global batch, drawn with probability proportional to its squared distance from
+        all codes, none twice.
 
-        Every rank proposes K of its own vectors; each code takes one of the proposals of all ranks, the same everywhere.
+        Each vector waits for a time that is exponentially distributed with that distance as its rate; the first to come are
+        taken (Efraimidis and Spirakis 2006). So a rank need only bring the first K of its own, and the draw is the same
+        whether ranks or one process hold the batch.
         """
         k = len(self.codebook)
         dead_k = self.usage < self.restart_below / k
         if not dead_k.any():
             return
-        generator = self._generator()
-        distance_n = squared_distance(z_nd, self.codebook) + 1e-12
-        mine_kd = z_nd[torch.multinomial(distance_n.cpu(), k, replacement=True, generator=generator).to(z_nd.device)]
-        proposals = gather_rows(mine_kd)
-        taken = torch.randperm(len(proposals), generator=generator)[:k].to(z_nd.device)
-        self.codebook.copy_(torch.where(dead_k[:, None], proposals[taken], self.codebook))
+        n = len(z_nd)
+        uniform_n = torch.rand(world_size() * n, generator=self._generator())[rank() * n :][:n].to(z_nd.device)
+        wait_n = -uniform_n.log() / (squared_distance(z_nd, self.codebook) + 1e-12)
+        first = wait_n.topk(min(k, n), largest=False).indices
+        candidates = gather_rows(torch.cat([wait_n[first, None], z_nd[first]], 1))
+        order = candidates[:, 0].argsort()
+        taken_kd = candidates[order[torch.arange(k, device=order.device) % len(order)], 1:]
+        self.codebook.copy_(torch.where(dead_k[:, None], taken_kd, self.codebook))
         self.usage.masked_fill_(dead_k, 1 / k)
         self.sums.copy_(torch.where(dead_k[:, None], self.codebook / k, self.sums))
 

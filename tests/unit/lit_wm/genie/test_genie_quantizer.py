@@ -144,6 +144,7 @@ class Ranks:
     def __init__(self, monkeypatch):
         self.local, self.barrier, self.brought = threading.local(), threading.Barrier(2, timeout=30), [None, None]
         monkeypatch.setattr(vector_quantizer, "world_size", lambda: 2)
+        monkeypatch.setattr(vector_quantizer, "rank", lambda: self.local.rank)
         monkeypatch.setattr(vector_quantizer, "global_sum", lambda x: sum(self.exchange(x)))
         monkeypatch.setattr(vector_quantizer, "gather_rows", lambda x: torch.cat(self.exchange(x)))
 
@@ -179,17 +180,30 @@ def two_ranks(monkeypatch, **options):
     return [quantizer.state_dict() for quantizer in quantizers]
 
 
-def test_two_ranks_learn_the_codebook_of_their_joint_batch(monkeypatch):
+EVERYTHING = {"codebook": "ema", "kmeans_start": True, "restart_below": 0.9, "decay": 0.3}
+
+
+@pytest.mark.parametrize("options", [{"codebook": "ema"}, EVERYTHING], ids=["means", "start and restarts"])
+def test_two_ranks_learn_the_codebook_of_their_joint_batch(monkeypatch, options):
     torch.manual_seed(0)
-    alone = VectorQuantizer(6, 4, codebook="ema")
+    alone = VectorQuantizer(6, 4, **options)
     for z in STEPS:
         alone(z)
-    for state in two_ranks(monkeypatch, codebook="ema"):
-        assert torch.allclose(alone.codebook, state["codebook"], atol=1e-6)
-        assert torch.allclose(alone.usage, state["usage"], atol=1e-7)
-
-
-def test_two_ranks_start_and_restart_alike(monkeypatch):
-    options = {"codebook": "ema", "kmeans_start": True, "restart_below": 0.9, "decay": 0.3}
     first, second = two_ranks(monkeypatch, **options)
     assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.allclose(alone.codebook, first["codebook"], atol=1e-6)
+    assert torch.allclose(alone.usage, first["usage"], atol=1e-7)
+
+
+def test_a_restart_draws_vectors_by_their_squared_distance_from_the_codes():
+    """One far vector among many near ones is taken nearly always, two that are equally far alike often."""
+    taken = []
+    for step in range(200):
+        quantizer = VectorQuantizer(2, 1, codebook="ema", restart_below=0.5, decay=0.0)
+        with torch.no_grad():
+            quantizer.codebook.copy_(torch.tensor([[0.0], [1000.0]]))
+        quantizer.updates.fill_(step)
+        quantizer(torch.tensor([[0.01], [-0.01], [3.0], [-3.0]]))
+        taken.append(float(quantizer.codebook[1]))
+    assert {round(x) for x in taken} == {3, -3}
+    assert 70 < sum(x > 0 for x in taken) < 130
