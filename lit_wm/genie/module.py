@@ -47,9 +47,10 @@ class GenieModule(WorldModel):
         dynamics: sizes of the dynamics model and its sampling.
         order: ``staged``: the tokenizer for ``tokenizer_steps`` updates, then, with the tokenizer frozen, the latent action
             model and the dynamics together, in one fit (the paper's order). ``joint``: everything from the first update (the
-            article's order). ``separate``: one part after the other, in one fit. ``tokenizer``: that part alone. ``world``: the other two, on a tokenizer from
-            ``tokenizer_checkpoint``. ``latent_action``: that part alone, and ``dynamics``: the rest, on parts from
-            ``tokenizer_checkpoint`` and ``lam_checkpoint``. Counted by ``trainer.global_step``, so a resumed run is where it was.
+            article's order). ``separate``: one part after the other, in one fit. ``tokenizer``: that part alone. ``world``:
+            the other two, on a tokenizer from ``tokenizer_checkpoint``. ``latent_action``: that part alone, and ``dynamics``:
+            the rest, on parts from ``tokenizer_checkpoint`` and ``lam_checkpoint``. Counted by ``trainer.global_step``, so a
+            resumed run is where it was.
         tokenizer_steps: updates of the tokenizer in the orders ``staged`` and ``separate``; the paper's CoinRun case study has
             300,000.
         lam_steps: updates of the latent action model in the order ``separate``. The paper's 200,000, which it shares with the

@@ -143,9 +143,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", start_kd / codes)  # running sums; codebook = sums / usage
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("recent", torch.zeros(ROWS_A_CODE * codes if kmeans_start else 0, dim))
-        self.register_buffer(
-            "recorded", torch.zeros((), dtype=torch.int64)
-        )  # vectors in all, of which the last are kept
+        self.register_buffer("recorded", torch.zeros((), dtype=torch.int64))  # in all; ``recent`` keeps the last
         self._started = not kmeans_start
 
     def encode(self, z: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from one_line import said
 
 from datamodules.experience import ActionSpace
 from datamodules.index import read_index
@@ -132,14 +133,6 @@ def test_bad_words_are_refused(words, message):
         run(["compare", *words])
 
 
-def said(capsys, words):
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *words])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1
-    return lines[0]
-
-
 def moved(folder, home, data):
     """A copy of a run in ``home/runs`` that was trained on what ``data`` says."""
     shutil.copytree(folder / "runs/jepa", home / "runs/jepa")
@@ -156,7 +149,7 @@ def test_shards_are_looked_for_where_the_run_was_trained_and_then_here(folder, t
     data = {"class_path": "datamodules.episodes.EpisodeDataModule", "init_args": {"root": "data/sprites"}}
     run = moved(folder, home, data)
     message = "jepa was trained on data/sprites, which is not here: give --root FOLDER"
-    assert said(capsys, [run]) == f"lit-wm: error: {message}"
+    assert said(capsys, ["compare", run]) == f"lit-wm: error: {message}"
     for place in (here, home):  # the second goes before the first
         shutil.copytree(folder / "data", place / "data/sprites")
         loaded = load_run(run)
@@ -166,7 +159,7 @@ def test_shards_are_looked_for_where_the_run_was_trained_and_then_here(folder, t
 def test_a_run_that_was_trained_online_needs_a_root(folder, tmp_path, capsys):
     data = {"class_path": "datamodules.replay.ReplayDataModule", "init_args": {"env": "sprites", "batch_size": 2}}
     run = moved(folder, tmp_path, data | {"init_args": {"env": "sprites", "batch_size": 2, "clip_length": 60}})
-    assert "jepa was trained online, on no recording: give --root FOLDER" in said(capsys, [run])
+    assert "jepa was trained online, on no recording: give --root FOLDER" in said(capsys, ["compare", run])
     online = dataclasses.replace(load_run(run), data_hash=None)
     index = compare.common_data([online], ["jepa"], str(folder / "data"))
     batch = compare.train_batch(online, index)

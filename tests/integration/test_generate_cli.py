@@ -9,9 +9,10 @@ import pytest
 import tiny_routes
 import torch
 import yaml
+from one_line import said
 from PIL import Image
 
-from lit_wm.cli.main import main, run
+from lit_wm.cli.main import run
 from lit_wm.genie import GenieModule
 
 FILES = ("animation.gif", "frames.png", "sheet.png")
@@ -200,14 +201,6 @@ def test_the_environments_actions_are_taken_by_models_that_know_them(folder, tmp
     picture = ["--picture", folder / "drawing.png", "--each", "--steps", 2]
     run(words(folder, *picture, "--out", tmp_path / "picture", route="dreamer"))
     assert capsys.readouterr().err == ""
-
-
-def said(capsys, argv):
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(

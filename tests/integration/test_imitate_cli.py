@@ -8,12 +8,13 @@ import pytest
 import tiny_routes
 import torch
 import yaml
+from one_line import said
 from PIL import Image
 
 from datamodules.experience import ActionSpace, ExperienceSpec
 from datamodules.index import read_index
 from lit_wm.cli import imitate
-from lit_wm.cli.main import main, run
+from lit_wm.cli.main import run
 from lit_wm.errors import UserError
 from lit_wm.loading import load_run
 
@@ -36,14 +37,6 @@ def folder(tmp_path_factory):
 
 def words(folder, *more, route="genie", expert="expert"):
     return ["imitate", str(folder / route), "--expert", str(folder / expert), "--out", str(folder / "out"), *more]
-
-
-def said(capsys, argv):
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
 
 
 def test_every_seed_of_every_number_is_written_drawn_and_printed(folder, tmp_path, capsys, monkeypatch):

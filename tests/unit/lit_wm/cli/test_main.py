@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from one_line import said
 
 from lit_wm.cli import main as cli
 from lit_wm.errors import UserError
@@ -34,15 +35,6 @@ def test_all_names_of_the_command(command):
     )
     done = subprocess.run([*path, *command[1:], "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("lit-wm 0.")
-
-
-def said(capsys, argv: list[str]) -> str:
-    """Run, expect exit code 2 and a single line on stderr, and return it."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main(argv)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("lit-wm: error: ")
-    return lines[0]
 
 
 def test_unknown_verb(capsys):
