@@ -40,7 +40,7 @@ sprites: install  ## the sprites comparison: three routes, SEEDS="0 1 2", one sc
 	@$(BIN)/lit-wm compare $(foreach seed,$(SEEDS),runs/dreamer_sprites_seed$(seed) runs/genie_sprites_seed$(seed) runs/jepa_sprites_seed$(seed)) --out scorecards/sprites
 
 test: install lint  ## lint, then the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: install  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.tensor
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+STEPS = (
+    "training_step",
+    "validation_step",
+    "test_step",
+    "predict_step",
+)  # what Lightning calls, instead of ``forward``
 
 
 def world_size() -> int:
@@ -67,6 +79,32 @@ def ema_update(target: nn.Module, online: nn.Module, decay: float) -> None:
         slow.lerp_(fast.detach(), 1 - decay)
     for slow, fast in zip(target.buffers(), online.buffers(), strict=True):
         slow.copy_(fast)
+
+
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """FSDP2: each rank keeps its share of the parameters, gradients and optimizer states.
+
+    Args:
+        model: a LightningModule; its parameters outside the blocks are gathered while one of its steps runs.
+        blocks: parts whose parameters are gathered only while they themselves run.
+        mesh: of the ranks that share.
+    """
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh)
+    for step in STEPS:
+        register_fsdp_forward_method(model, step)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` of whole tensors, also into a module that FSDP2 has split over ranks.
+
+    Raises:
+        RuntimeError: a name or a shape differs.
+    """
+    if any(isinstance(parameter, dist.tensor.DTensor) for parameter in module.parameters()):
+        set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True))
+    else:
+        module.load_state_dict(weights)
 
 
 def random_state() -> dict[str, Any]:

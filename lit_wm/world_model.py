@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from datamodules.experience import ExperienceSpec
 from lit_wm.checkpoint_file import CHECKPOINT_FORMAT, check_checkpoint, check_weights
 from lit_wm.contract import Batch, State
-from lit_wm.distributed import gather_objects, random_state, set_random_state, world_size
+from lit_wm.distributed import gather_objects, random_state, set_random_state, shard, world_size
 from lit_wm.errors import UserError
 
 # what a route consumes -> the batch keys that hold it; the end of rewards is told from the end of a recording
@@ -40,6 +42,7 @@ class WorldModel(LightningModule):
     action_space: str = "none"
     codes: int | None = None
     labels: tuple[str, ...] = ("frames",)
+    can_be_sharded: bool = False
 
     def __init__(self, experience: dict[str, Any], labels: tuple[str, ...] | None = None) -> None:
         super().__init__()
@@ -52,6 +55,7 @@ class WorldModel(LightningModule):
                 f"the {self.route} model learns from {' and '.join(lacking)}, which this data, being video, does not hold:"
                 " choose a model that needs frames alone (Genie, or JEPA with actions: false)"
             )
+        self._class_path = f"{type(self).__module__}.{type(self).__qualname__}"  # FSDP2 gives it another class
         self._loaded_updates = 0
         self._step_numbers: tuple[dict[str, Tensor], int] = (
             {},
@@ -69,6 +73,10 @@ class WorldModel(LightningModule):
     @abstractmethod
     def configure_optimizers(self) -> dict[str, Any]:
         """One ``optimizer``, and under ``lr_scheduler`` a dict with its ``scheduler``, a ``LambdaLR`` stepped per update."""
+
+    def sharded_blocks(self) -> Iterable[nn.Module]:
+        """Parts whose parameters FSDP2 gathers one after the other, of a route that ``can_be_sharded``."""
+        return ()
 
     def start_from(self, batch: Batch) -> None:
         """Take from the first batch what a fit takes before it learns anything from it; for most routes that is nothing."""
@@ -111,6 +119,24 @@ class WorldModel(LightningModule):
         return self.global_step if fits else self._loaded_updates
 
     # ---- what Lightning calls ----------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Split the parameters over ranks where the strategy is FSDP2 (``ModelParallelStrategy``).
+
+        Raises:
+            UserError: a route that cannot be split, or a strategy that would also split tensors.
+        """
+        mesh = self.device_mesh
+        if mesh is None or isinstance(self, FSDPModule):
+            return
+        if not self.can_be_sharded:
+            raise UserError(f"the {self.route} model cannot be split over ranks (FSDP2): use configs/machine/ddp.yaml")
+        if mesh["tensor_parallel"].size() > 1:
+            raise UserError(
+                "trainer.strategy: set data_parallel_size to the number of processes and tensor_parallel_size to 1"
+                " (configs/machine/fsdp2.yaml does)"
+            )
+        shard(self, self.sharded_blocks(), mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Refuse settings of the trainer that no route can work with.
@@ -255,14 +281,15 @@ class WorldModel(LightningModule):
         checkpoint["lit_wm"] = {
             "format": CHECKPOINT_FORMAT,
             "route": self.route,
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "class_path": self._class_path,
             "data_hash": self._data_hash(),
             "random_state": gather_objects(random_state()),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, route=self.route)
-        check_weights(checkpoint["state_dict"], self.state_dict())
+        if "state_dict" in checkpoint:  # under FSDP2 Lightning has loaded the weights before, and taken them out
+            check_weights(checkpoint["state_dict"], self.state_dict())
         before, now = checkpoint["lit_wm"]["data_hash"], self._data_hash()
         if self._trainer is not None and self.trainer.state.fn == "fit" and None not in (before, now) and before != now:
             raise UserError(

@@ -11,6 +11,12 @@ import pytest
 from datamodules.experience import ActionSpace, ExperienceSpec, Factor
 from datamodules.shards import ShardWriter
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first, so that none of them is left to run alone at the end while other workers idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 MADE_SPEC = ExperienceSpec({"frames": (8, 8, 3)}, ActionSpace("discrete", (4,)), (Factor("step"), Factor("maybe")))
 
 

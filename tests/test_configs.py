@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.ablation.definition import read_ablation
+from lit_wm.ablation.running import Runner
 from lit_wm.cli import train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for route in ("dreamer", "genie", "jepa") for p in (ROOT / "configs" / route).glob("*.yaml"))
+ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "configs" / "machine").glob("*.yaml"))
 SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (6,)))
 
@@ -54,6 +57,20 @@ def test_experiments_explain_themselves(path):
     assert ("lit-wm record" in text) != is_online(str(path)), "recorded shards are needed offline alone"
     config = yaml.safe_load(path.read_text())
     assert config["name"] == f"{path.parent.name}_{path.stem}"
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=name)
+def test_every_arm_of_every_ablation_builds(path, build, monkeypatch):
+    assert path.read_text().startswith("#") and "Shows:" in path.read_text() and "Costs:" in path.read_text()
+    monkeypatch.setattr(train, "read_checkpoint", lambda path: None)  # of the preparatory run, which is not there
+    for budget in yaml.safe_load(path.read_text()).get("budgets", {"quick": None}):
+        ablation = read_ablation(path, budget, train.config_file)
+        runner = Runner(ablation, Path("runs"), judge=lambda *_: {}, threads=1)
+        for arm, overrides in (ablation.first | ablation.arms).items():
+            words = runner.command(overrides, 0)
+            assert words[0] == "fit" and words[3] == "--runs"
+            cli = build(*words[1:3], *words[5:])
+            assert cli.model.route == ablation.base.parent.name, arm
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)

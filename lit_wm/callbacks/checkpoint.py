@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -43,8 +44,18 @@ class StepCheckpoint(ModelCheckpoint):
         with nullcontext() if alone else written_over(Path(filepath)):
             super()._save_checkpoint(trainer, filepath)
 
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """The last update is kept even when it is no multiple of N, and here already: when the fit has ended, Lightning
+        counts the epoch as over, and a run that is made longer would miss the rest of it."""
+        super().on_train_batch_end(trainer, *arguments)
+        if trainer.global_step == trainer.max_steps or trainer.should_stop:
+            self._save_now(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last update is kept even when it is no multiple of N."""
+        """Likewise where the fit ends with an epoch."""
+        self._save_now(trainer)
+
+    def _save_now(self, trainer: Trainer) -> None:
         if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

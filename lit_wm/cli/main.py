@@ -21,6 +21,7 @@ VERBS = {
     "convert": ("convert", "videos or folders of images to shards: lit-wm convert videos --out data/mine"),
     "inspect": ("inspect", "what a shard folder or a run holds: lit-wm inspect data/pong"),
     "compare": ("compare", "judge runs by one scorecard: lit-wm compare runs/dreamer_pong runs/jepa_pong"),
+    "ablate": ("ablate", "a paper's ablation with its verdict: lit-wm ablate configs/ablations/genie_codes.yaml"),
     "generate": ("generate", "a world from one frame or a picture: lit-wm generate runs/genie_sprites --each"),
     "imitate": ("imitate", "behaviour from video: lit-wm imitate runs/genie_lam --expert data/sprites_expert"),
     "bench": ("bench", "CPU time of a training step: lit-wm bench dreamer --threads 1"),

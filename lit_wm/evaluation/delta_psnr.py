@@ -52,7 +52,7 @@ def delta_psnr_numbers(
     clips: Mapping[str, Batch],
     steering: Steering,
     spec: ExperienceSpec,
-    decoder: Callable[[Tensor], Tensor],
+    decoder: Callable[[Tensor], Tensor] | None,
     settings: Settings,
     draws: EpisodeDraws,
 ) -> dict[str, Number]:
@@ -63,14 +63,15 @@ def delta_psnr_numbers(
         clips: ``train`` and ``test``.
         steering: holds the codes of both.
         spec: of the data.
-        decoder: the common decoder, (n,D) features -> (n,C,H,W).
+        decoder: the common decoder, (n,D) features -> (n,C,H,W); None where its numbers are not wanted.
         settings: batch size and seed.
         draws: over the test clips.
     """
     test, kind = clips["test"], {"codes": "codes", "environment": "actions"}.get(model.action_space)
     numbers = {}
+    decoders = ("",) if decoder is None else ("", "_common")
     for other in KINDS:
-        for by in ("", "_common"):
+        for by in decoders:
             if other != kind:
                 numbers |= absent(f"k{T}/{other}{by}", OTHER[model.action_space])
     if kind is None:
@@ -83,12 +84,13 @@ def delta_psnr_numbers(
         random = random_actions(test, spec.action, settings.seed)
     one_frame = replace(settings, context=1, horizons=(T,), temperature=1.0)
     truth = test["frames"][:, T]
-    by_decoder: dict[str, list[Tensor | None]] = {"": [], "_common": []}
+    by_decoder: dict[str, list[Tensor | None]] = {by: [] for by in decoders}
     for controls in (true, random):
         rolled = roll(model, test, controls, one_frame, decode=True)
         own = rolled.frames_bhchw
         by_decoder[""].append(None if own is None else psnr(own[:, 0], truth))
-        by_decoder["_common"].append(psnr(decoder(rolled.features_bhd[:, 0]), truth))
+        if decoder is not None:
+            by_decoder["_common"].append(psnr(decoder(rolled.features_bhd[:, 0]), truth))
     for by, (with_true, with_random) in by_decoder.items():
         tag = f"k{T}/{kind}{by}"
         if with_true is None or with_random is None:

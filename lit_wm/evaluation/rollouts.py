@@ -91,3 +91,15 @@ def closed_loop_features(model: WorldModelContract, clips: Batch, settings: Sett
     """(B,T,D) features of every frame of whole clips: what the common decoder is trained on."""
     batches = chunks(clips, settings.batch_size, device=device_of(model))
     return torch.cat([model.features(model.observe(batch)).float().cpu() for batch in batches])
+
+
+@torch.inference_mode()
+def redraw(model: WorldModelContract, clips: Batch, settings: Settings) -> Tensor | None:
+    """(B,C,H,W) in [0, 1]: the last context frame as the model's own decoder draws it, or None when it has none."""
+    drawn = []
+    for batch in chunks(clips, settings.batch_size, settings.context, device_of(model)):
+        frames = model.decode(at(model.observe(batch), settings.context - 1))
+        if frames is None:
+            return None
+        drawn.append(frames.float().cpu())
+    return torch.cat(drawn)

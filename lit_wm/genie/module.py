@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_wm.checkpoint_file import read_checkpoint
 from lit_wm.contract import Batch, State, map_state, repeat_samples
-from lit_wm.distributed import global_sum, world_size
+from lit_wm.distributed import global_sum, load_weights, world_size
 from lit_wm.errors import UserError, check_bounds
 from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
 from lit_wm.genie.learning_order import PARTS, OptimizerSettings, needed_parts, trained_parts, turns
 from lit_wm.genie.rollout import make_dynamics, rollout
-from lit_wm.genie.settings import check_learning, check_parts, check_turns, settings_from
+from lit_wm.genie.settings import check_learning, check_parts, check_sharded, check_turns, settings_from
+from lit_wm.genie.st_transformer import BLOCKS
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
@@ -73,6 +76,7 @@ class GenieModule(WorldModel):
     route = "genie"
     action_space = "codes"
     labels = ("frames",)
+    can_be_sharded = True
 
     def __init__(
         self,
@@ -158,6 +162,10 @@ class GenieModule(WorldModel):
             losses |= self._dynamics_losses(tokens_btn, action_bta)
         return losses
 
+    def sharded_blocks(self) -> Iterable[nn.Module]:
+        """Every block of every transformer."""
+        return [module for module in self.modules() if isinstance(module, tuple(BLOCKS.values()))]
+
     @torch.no_grad()
     def start_from(self, batch: Batch) -> None:
         """Start the codebooks that begin by k-means. Until then nearly all vectors share a few random codes."""
@@ -224,9 +232,22 @@ class GenieModule(WorldModel):
         return lambda step: settings.factor(step - begin, (total if end is None else end) - begin)
 
     def setup(self, stage: str) -> None:
-        """Tell DDP that not all parts learn in every step: as it comes it waits for ever for gradients of those that do not."""
+        """Warn of parts whose turn never comes. Tell DDP that not all parts learn in every step: as it comes it waits for ever for
+        gradients of those that do not.
+
+        Raises:
+            UserError: FSDP2 with codebooks that it cannot hold.
+        """
         super().setup(stage)
+        late = [part for part, (begin, _) in self.turns.items() if 0 < self.trainer.max_steps <= begin]
+        if stage == "fit" and late:
+            rank_zero_warn(
+                f"trainer.max_steps {self.trainer.max_steps} ends before the turn of {' and '.join(late)} (update"
+                f" {self.turns[late[0]][0]}), which will not be trained"
+            )
         strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            check_sharded({"tokenizer": self.tokenizer.settings, "lam": self.lam.settings})
         all_learn = self.order == "joint" and self.lam_objective != "dynamics"
         if isinstance(strategy, DDPStrategy) and not all_learn:
             strategy._ddp_kwargs["find_unused_parameters"] = True
@@ -253,7 +274,7 @@ class GenieModule(WorldModel):
         begins = f"{part}."
         weights = {k.removeprefix(begins): v for k, v in checkpoint["state_dict"].items() if k.startswith(begins)}
         try:
-            getattr(self, part).load_state_dict(weights)
+            load_weights(getattr(self, part), weights)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{part}_checkpoint {path} holds a {part} of another size: {reason}") from error

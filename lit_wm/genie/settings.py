@@ -84,3 +84,18 @@ def check_turns(of_parts: Mapping[str, tuple[int, int | None]], warmups: Mapping
                 f"{part}.continuous_warmup {warmups[part]} leaves none of the {end - begin} {part}_steps of the genie model to"
                 " its codebook"
             )
+
+
+def check_sharded(parts: Mapping[str, TokenizerSettings | LatentActionSettings]) -> None:
+    """Refuse under FSDP2 a codebook that is learnt by gradient and also set from outside: what is set is lost when its
+    parameters are split again.
+
+    Raises:
+        UserError: names the part.
+    """
+    for part, s in parts.items():
+        if s.codebook == "gradient" and (s.kmeans_start or s.restart_below):
+            raise UserError(
+                f"{part}.codebook 'gradient' takes neither kmeans_start nor restart_below under FSDP2: use 'ema', or"
+                " configs/machine/ddp.yaml"
+            )

@@ -138,7 +138,10 @@ class VectorQuantizer(nn.Module):
         self.learned = codebook == "gradient"
         self.beta, self.decay, self.kmeans_start, self.restart_below = beta, decay, kmeans_start, restart_below
         start_kd = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
-        self.codebook = nn.Parameter(start_kd, requires_grad=self.learned)
+        if self.learned:
+            self.codebook = nn.Parameter(start_kd)
+        else:
+            self.register_buffer("codebook", start_kd)
         self.register_buffer("usage", torch.full((codes,), 1 / codes))  # running share of all vectors
         self.register_buffer("sums", start_kd / codes)  # running sums; codebook = sums / usage
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

@@ -43,6 +43,17 @@ def test_killed_and_resumed_equals_uninterrupted(make_recording, tmp_path, route
     assert (broken / "weights-0").read_text() == (whole / "weights-0").read_text()
 
 
+@pytest.mark.parametrize("end", [4, 6])
+def test_a_finished_run_that_is_made_longer_equals_one_that_was_longer_from_the_start(make_recording, tmp_path, end):
+    """Whether it ended with a checkpoint that was due (every third update) or with one more."""
+    root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17], spec=SPEC)
+    tiny_routes.fit("jepa", root, tmp_path / "long", 8)
+    tiny_routes.fit("jepa", root, tmp_path / "short", end)
+    tiny_routes.fit("jepa", root, tmp_path / "short", 8, resume=tmp_path / "short" / "checkpoints" / "last.ckpt")
+    assert tiny_routes.seen(tmp_path / "short") == tiny_routes.seen(tmp_path / "long")
+    assert (tmp_path / "short" / "weights-0").read_text() == (tmp_path / "long" / "weights-0").read_text()
+
+
 FAST = {"lr": 3e-3, "warmup_steps": 1, "decay": "constant"}
 CHANGED = {
     "dreamer": ({"lr": 3e-3, "beta2": 0.9, "agc": 0.1}, {"betas": (0.9, 0.9), "clip": 0.1}),

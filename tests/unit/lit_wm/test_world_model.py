@@ -1,6 +1,7 @@
 """What the routes share: refusing wrong batches and checkpoints, padding, random state."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,3 +134,13 @@ def test_ema_moves_parameters_and_copies_buffers():
         fast.running_mean.fill_(5.0)
     ema_update(slow, fast, 0.75)
     assert slow.weight.tolist() == [1.5, 1.5] and slow.running_mean.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(("route", "tensors", "message"), [("jepa", 1, "cannot be split"), ("genie", 2, "to 1")])
+def test_fsdp2_is_refused_where_it_cannot_work(route, tensors, message):
+    model = tiny_routes.tiny(route, SPEC.to_dict())
+    model._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: tensors)}
+    with pytest.raises(UserError, match=message):
+        model.configure_model()
+    model._device_mesh = None
+    model.configure_model()  # any other strategy: nothing to do

@@ -1,5 +1,6 @@
 """GenieModule: the contract, the orders of training, what learns when, and checkpoints."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from datamodules.experience import ActionSpace, ExperienceSpec
@@ -361,6 +362,29 @@ def test_ddp_is_told_that_not_all_parts_learn_in_every_step():
         m._trainer = SimpleNamespace(strategy=strategy, precision="32-true", max_steps=1)
         m.setup("fit")
         assert strategy._ddp_kwargs.get("find_unused_parameters") is told
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "lam"])
+@pytest.mark.parametrize("option", [{"kmeans_start": True}, {"restart_below": 0.1}])
+def test_fsdp2_refuses_a_learnt_codebook_that_is_also_set(part, option):
+    for codebook, refused in (("ema", False), ("gradient", True)):
+        m = model(**{part: {**CODER, "latent_dim": 8, "codebook": codebook, **option}})
+        m._trainer = SimpleNamespace(strategy=ModelParallelStrategy(), precision="32-true", max_steps=9)
+        if refused:
+            with pytest.raises(UserError, match=rf"{part}\.codebook 'gradient' .* under FSDP2"):
+                m.setup("fit")
+        else:
+            m.setup("fit")
+
+
+@pytest.mark.parametrize(("end", "warned"), [(2, "lam and dynamics"), (5, "dynamics"), (6, None), (-1, None)])
+def test_parts_whose_turn_never_comes_are_named(end, warned):
+    m = model(order="separate", tokenizer_steps=2, lam_steps=3)
+    m._trainer = SimpleNamespace(strategy=None, precision="32-true", max_steps=end)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        m.setup("fit")
+    assert [f"before the turn of {warned} (" in str(one.message) for one in said] == [True] * (warned is not None)
 
 
 def test_world_takes_over_a_tokenizer(tmp_path):

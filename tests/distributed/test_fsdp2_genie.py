@@ -1,0 +1,74 @@
+"""FSDP2 over two processes: the same training as DDP, resumed in the middle, and one checkpoint that anyone can open."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_routes
+import torch
+import yaml
+
+import lit_wm
+from datamodules.experience import ActionSpace, ExperienceSpec
+from lit_wm.checkpoint_file import read_checkpoint
+
+MACHINES = Path(__file__).parents[2] / "configs" / "machine"
+SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
+FAST = {"lr": 1e-3, "warmup_steps": 1, "decay": "constant"}
+STARTED = {"codebook": "ema", "kmeans_start": True, "restart_below": 0.5}
+GENIE = {
+    "frames": 6,
+    "order": "staged",
+    "tokenizer_steps": 2,
+    "tokenizer": {**tiny_routes.CODER, "codes": 16, **STARTED},
+    "lam": {**tiny_routes.CODER, **STARTED, "continuous_warmup": 2},
+    "dynamics": {"dim": 16, "heads": 2, "ffn": 16, "blocks": 1},
+    **{f"{part}_optimizer": FAST for part in ("tokenizer", "lam", "dynamics")},
+}
+
+
+@pytest.fixture
+def fit(make_recording, tmp_path):
+    """``fit(name, machine, *words)``: two processes, and the checkpoint they leave."""
+    root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17, 11], spec=SPEC)
+    data = {"root": str(root), "batch_size": 2, "clip_length": 6}
+    config = {
+        "model": {"class_path": "lit_wm.genie.GenieModule", "init_args": GENIE},
+        "data": {"class_path": "datamodules.episodes.EpisodeDataModule", "init_args": data},
+        "trainer": {"gradient_clip_val": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+
+    def run(name, machine, *words):
+        options = ["--name", name, "--runs", str(tmp_path / "runs"), "--trainer.limit_val_batches", "1"]
+        configs = ["-c", str(tmp_path / "tiny.yaml"), "-c", str(MACHINES / machine)]
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_wm", "fit", *configs, *options, *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return read_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
+
+    return run
+
+
+@pytest.mark.slow
+def test_sharded_and_resumed_it_learns_what_ddp_learns(fit, tmp_path):
+    ddp = fit("ddp", "ddp.yaml", "--trainer.max_steps", "6")
+    half = fit("fsdp2", "fsdp2.yaml", "--trainer.max_steps", "3")
+    whole = fit("fsdp2", "fsdp2.yaml", "--trainer.max_steps", "6", "--ckpt_path", "last")
+    assert half["global_step"] == 3 and whole["global_step"] == ddp["global_step"] == 6
+    assert ddp["lit_wm"]["class_path"] == whole["lit_wm"]["class_path"] == "lit_wm.genie.module.GenieModule"
+    assert ddp["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in ddp["state_dict"].items():
+        torch.testing.assert_close(
+            whole["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    moved = [n for n, value in half["state_dict"].items() if not torch.equal(value, whole["state_dict"][n])]
+    assert any(name.startswith("lam.") for name in moved) and any(name.startswith("dynamics.") for name in moved)
+    assert lit_wm.load(tmp_path / "runs" / "fsdp2").route == "genie", "in one process, without FSDP2"
