@@ -6,7 +6,7 @@ played in one does not depend on how many others there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from datamodules.envs.sprites_field import Field
 from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec, Policy
 
-NAMES = ("random", "sticky", "scripted", "straight")
+NAMES = ("random", "sticky", "rightward", "scripted", "straight")
+RIGHTWARD = 0.5  # share of the draws that go to actions to the right, beside what a uniform draw gives them
 Act = tuple[np.ndarray, Any, dict[str, np.ndarray]]
 
 
@@ -37,10 +38,11 @@ class StickyPolicy:
         space: the actions; continuous ones are uniform in [-1, 1].
         seed: of the random streams.
         repeat: probability of repeating; 0 is uniform random play.
+        favoured: discrete actions to which half of the draws go; empty for none.
     """
 
-    def __init__(self, space: ActionSpace, seed: int, repeat: float = 0.75) -> None:
-        self.space, self.seed, self.repeat = space, seed, repeat
+    def __init__(self, space: ActionSpace, seed: int, repeat: float = 0.75, favoured: Sequence[int] = ()) -> None:
+        self.space, self.seed, self.repeat, self.favoured = space, seed, repeat, favoured
 
     def initial_state(self, n: int) -> _Memory:
         # The extra word keeps these streams apart from those of environments made with the same seed.
@@ -55,6 +57,8 @@ class StickyPolicy:
         return last, _Memory(state.streams, last), {}
 
     def _draw(self, stream: np.random.Generator) -> np.ndarray | int:
+        if self.favoured and stream.random() < RIGHTWARD:
+            return stream.choice(self.favoured)
         if self.space.kind == "continuous":
             return stream.uniform(-1, 1, self.space.shape)
         return stream.integers(self.space.sizes if self.space.kind == "multi_discrete" else self.space.sizes[0])
@@ -117,7 +121,8 @@ def make_policy(name: str, env_id: str, spec: ExperienceSpec, seed: int) -> Poli
     """A policy by name.
 
     Args:
-        name: ``random`` (uniform), ``sticky`` (:class:`StickyPolicy`), ``scripted`` (reads ``state``: the oracle of the
+        name: ``random`` (uniform), ``sticky`` (:class:`StickyPolicy`), ``rightward`` (sticky, but half of the draws go to
+            the actions whose names begin with "right": in CoinRun uniform play hardly leaves the start), ``scripted`` (reads ``state``: the oracle of the
             sprites world, the ball's follower in Pong), ``straight`` (sprites: to the goal, wall or not).
         env_id: the environment it is for.
         spec: of that environment.
@@ -130,9 +135,13 @@ def make_policy(name: str, env_id: str, spec: ExperienceSpec, seed: int) -> Poli
         return StickyPolicy(spec.action, seed, repeat=0.0)
     if name == "sticky":
         return StickyPolicy(spec.action, seed)
+    right = [i for i, action in enumerate(spec.action.names) if action.startswith("right")]
+    if name == "rightward" and right:
+        return StickyPolicy(spec.action, seed, favoured=right)
     if env_id == "sprites" and name in ("scripted", "straight"):
         return SpritesPolicy(spec, through_door=name == "scripted")
     if env_id == "pong" and name == "scripted":
         return PongPolicy(spec)
     here = {"sprites": ", scripted, straight", "pong": ", scripted"}.get(env_id, "")
+    here = ", rightward" * bool(right) + here
     raise ExperienceError(f"there is no policy '{name}' for {env_id}; it has random, sticky{here}")

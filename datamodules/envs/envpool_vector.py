@@ -15,6 +15,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,11 @@ from datamodules.envs.generic import observation_space, one_line
 from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec, reserved
 
 PREFIX = "envpool:"
+# Procgen's fifteen combinations of keys, in its order; the last six are keys that most games ignore
+PROCGEN_ACTIONS = (
+    *("left_down", "left", "left_up", "down", "noop", "up", "right_down", "right", "right_up"),
+    *("key_d", "key_a", "key_w", "key_s", "key_q", "key_e"),
+)
 
 SIDES = ("img_height", "img_width", "render_height", "render_width")  # what ``size`` stands for
 # What the data contract wants of pictures, and of buttons, where a task lets one choose. EnvPool resizes Atari and Doom by
@@ -84,6 +90,8 @@ class Task:
             warnings.simplefilter("ignore")  # Gymnasium's, about the precision of bounds
             self.parts = _parts(spec.observation_space)
             action, self.to_env = _actions(spec.action_space, env_id)
+        if "distribution_mode" in spec.config._fields and action.sizes == (len(PROCGEN_ACTIONS),):
+            action = replace(action, names=PROCGEN_ACTIONS)
         self.experience = ExperienceSpec({key: part.shape for key, part in self.parts.items()}, action)
 
     def _spec(self, settings: Mapping[str, Any]) -> Any:

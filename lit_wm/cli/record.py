@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--env", required=True, help="sprites, pong, a Gymnasium id such as CartPole-v1, or envpool:TASK")
     p.add_argument("--out", required=True, type=Path, help="folder for the shards")
     p.add_argument("--steps", type=int, default=20_000, help="rows in total, over all environments")
-    p.add_argument("--policy", default="sticky", help="random, sticky, scripted, or straight (sprites)")
+    p.add_argument("--policy", default="sticky", help="random, sticky, rightward, scripted, or straight (sprites)")
     p.add_argument("--seed", type=int, default=0, help="of environments and policy")
     p.add_argument("--num-envs", type=int, default=8, help="environments side by side")
     p.add_argument("--size", type=int, help="side of the picture, the same as --env-arg size=N")

@@ -45,6 +45,15 @@ def test_every_action_is_drawn_equally_often_and_held_as_documented():
         assert kept == pytest.approx(repeat + (1 - repeat) / 5, abs=0.015)
 
 
+def test_rightward_gives_half_of_its_draws_to_actions_to_the_right():
+    names = ("left", "noop", "right_down", "right", "up")
+    spec = ExperienceSpec({"vector": (4,)}, ActionSpace("discrete", (5,), names))
+    actions = run(make_policy("rightward", "coinrun", spec, 0), 8, 4000)
+    share = np.bincount(actions.ravel(), minlength=5) / actions.size
+    np.testing.assert_allclose(share, [0.1, 0.1, 0.35, 0.35, 0.1], atol=0.02)
+    assert actions.dtype == np.int64 and (actions[1:] == actions[:-1]).mean() > 0.75
+
+
 def test_a_new_episode_forgets_the_last_action():
     actions = run(StickyPolicy(SPACES[0], 0, repeat=1.0), 200, 20, starts=(10,))
     assert (actions[1:10] == actions[0]).all() and (actions[11:] == actions[10]).all()
@@ -85,8 +94,9 @@ def test_without_rooms_both_go_straight():
 @pytest.mark.parametrize(
     ("name", "env_id", "said"),
     [
-        ("best", "sprites", "no policy 'best' for sprites; it has random, sticky, scripted, straight"),
+        ("best", "sprites", "no policy 'best' for sprites; it has random, sticky, rightward, scripted, straight"),
         ("straight", "pong", "it has random, sticky, scripted"),
+        ("rightward", "CartPole-v1", "no policy 'rightward' for CartPole-v1; it has random, sticky"),
         ("scripted", "CartPole-v1", "no policy 'scripted' for CartPole-v1; it has random, sticky"),
     ],
 )
