@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lit_wm.contract import Batch
 
 ROUTES = ("dreamer", "genie", "jepa")
+PRECISIONS = ("32-true", "bf16-mixed")
 GENIE_PARTS = {
     "tokenizer": "the step of the first stage",
     "world": "the step of the second stage, frozen tokenizer and all",
@@ -67,6 +68,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             help="clips in a batch" + "; 4, and one world with --part sample" * (route == "genie"),
         )
         sub.add_argument("--length", type=positive, default=64 if route == "dreamer" else 16, help="frames in a clip")
+        sub.add_argument("--precision", choices=PRECISIONS, default="32-true", help="the Trainer's, of a training step")
         sub.add_argument("--json", type=result_file, help="write the result here")
         sub.add_argument(
             "--set",
@@ -92,6 +94,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             sub.add_argument("--action-free", action="store_true", help="without actions")
     parser.set_defaults(part=None)
     options = parser.parse_args(argv)
+    if options.part == "sample" and options.precision != "32-true":
+        parser.error("--precision is of a training step: leave it out with --part sample")
     if options.batch is None:
         options.batch = 1 if options.part == "sample" else 4
     return options
@@ -138,11 +142,12 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     flops = step_flops(subject.model, subject.batch)
     ceiling = matmul_ceiling()
-    runs = train_step_runs(subject.model, subject.batch, 0, options.runs)
+    runs = train_step_runs(subject.model, subject.batch, 0, options.runs, options.precision)
     median = statistics.median(runs)
     return {
         "name": subject.name,
         "threads": options.threads,
+        "precision": options.precision,
         "parameters": subject.parameters,
         "cpu_ms_median": median,
         "cpu_ms_min": min(runs),
@@ -171,13 +176,13 @@ def show(result: dict[str, Any]) -> None:
     """Print the result as a table."""
     table = Table(title=result["name"], show_header=False, title_justify="left")
     table.add_row("parameters" + " (trained)" * ("flops" in result), f"{result['parameters']:,}")
-    what = "training step" if "flops" in result else "frame"
+    what = f"training step, {result['precision']}" if "flops" in result else "frame"
     table.add_row(f"CPU ms per {what}", f"{result['cpu_ms_median']:.0f} (median), {result['cpu_ms_min']:.0f} (least)")
     table.add_row("every run", " ".join(f"{ms:.0f}" for ms in result["cpu_ms_runs"]))
     if "flops" in result:
         table.add_row("GFLOP per step", f"{result['flops'] / 1e9:.1f}")
         table.add_row(
-            "share of the matmul ceiling",
+            "share of the float32 matmul ceiling",
             f"{result['share_of_ceiling']:.0%} of {result['ceiling_gflops_per_cpu_second']:.0f} GFLOP per CPU-second, "
             f"{result['threads']} thread(s)",
         )

@@ -57,7 +57,9 @@ def train_step_ms(model: WorldModelContract, batch: Batch | None, at_step: int, 
         return not_applicable(str(error))
 
 
-def train_step_runs(model: LightningModule, batch: Batch, at_step: int, repeats: int) -> list[float]:
+def train_step_runs(
+    model: LightningModule, batch: Batch, at_step: int, repeats: int, precision: str = "32-true"
+) -> list[float]:
     """CPU milliseconds (all threads together) of every measured training step by the real Trainer, on a copy of the model.
 
     Args:
@@ -65,6 +67,7 @@ def train_step_runs(model: LightningModule, batch: Batch, at_step: int, repeats:
         batch: a training batch of the run's own shape.
         at_step: the update it pretends to be at: a route that trains its parts in turn costs differently in each phase.
         repeats: measured steps, after one that is not counted.
+        precision: the Trainer's.
 
     Raises:
         UserError: the model refuses to train so.
@@ -75,6 +78,7 @@ def train_step_runs(model: LightningModule, batch: Batch, at_step: int, repeats:
             max_steps=at_step + repeats + 1,
             accelerator="cpu",
             devices=1,
+            precision=precision,
             callbacks=[clock],
             logger=False,
             enable_checkpointing=False,

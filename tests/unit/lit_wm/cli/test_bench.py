@@ -49,6 +49,25 @@ def test_every_route_is_measured(route, more, tmp_path, capsys):
     assert "GFLOP per step" in capsys.readouterr().out
 
 
+def test_the_precision_asked_for_is_the_trainers(capsys):
+    seen = []
+
+    class Model(type(built("genie").model)):
+        def training_step(self, batch, batch_idx):
+            seen.append(self.trainer.precision)
+            return super().training_step(batch, batch_idx)
+
+    model = built("genie").model
+    model.__class__ = Model
+    train_step_runs(model, built("genie").batch, 0, 1, "bf16-mixed")
+    assert seen == ["bf16-mixed"] * 2
+    cli.main(words("genie", "--runs", "1", "--precision", "bf16-mixed"))
+    assert "training step, bf16-mixed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "genie", "--part", "sample", "--precision", "bf16-mixed"])
+    assert "leave it out with --part sample" in capsys.readouterr().err
+
+
 def built(route: str, *more: str) -> Subject:
     return build_subject(bench.parse(words(route, *more)[1:]))
 
