@@ -84,7 +84,7 @@ class Ablation:
         }
         said = json.dumps([yaml.safe_load(self.base.read_text()), resolved], sort_keys=True, default=str)
         digest = hashlib.sha256(said.encode()).hexdigest()[:10]
-        return f"{self.base.parent.name}-{self.base.stem}-{digest}-seed{seed}"
+        return f"{self.base.resolve().parent.name}-{self.base.stem}-{digest}-seed{seed}"
 
 
 def fill(value: Any, of_name: Callable[[str], str]) -> Any:
