@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_wm.distributed import global_mean
-from lit_wm.errors import UserError, check_choice, refuse_given
+from lit_wm.errors import check_choice, refuse_given
 from lit_wm.genie.codebooks import Quantizer, make_quantizer
 from lit_wm.genie.gaussian_bottleneck import GaussianBottleneck
 from lit_wm.genie.pixel_loss import pixel_loss
@@ -23,7 +23,7 @@ from lit_wm.nn.patches import check_patch, unpatchify
 POOLS = ("token", "mean", "max")
 INPUTS = ("pixels", "tokens")
 OF_CODES = ("codes", "codebooks", "levels", "beta", "decay", "kmeans_start", "restart_below")
-OF_CODES += ("continuous_warmup", "warmup_noise", "decoder_first")
+OF_CODES += ("continuous_warmup", "warmup_noise")
 OF_PIXELS = ("downsample", "shift", "stem")
 
 
@@ -77,8 +77,6 @@ class LatentActionSettings:
         warmup_noise: standard deviation of the noise that meanwhile lies on the vectors, in units of their own root mean
             square. What the decoder needs must then stand out of the noise, and what it can tell by itself (what moves on
             its own course) drowns: codes that are fitted to such vectors do not carry it. Not in the paper (0).
-        decoder_first: updates at the start, of the warm-up, in which the decoder is told no action. It learns what the past
-            alone says, so that codes begin with what it does not say. Not in the paper (0).
     """
 
     input: str = "pixels"
@@ -109,7 +107,6 @@ class LatentActionSettings:
     changed_weight: float = 0.0
     continuous_warmup: int = 0
     warmup_noise: float = 0.0
-    decoder_first: int = 0
 
 
 class LatentActions(NamedTuple):
@@ -161,12 +158,7 @@ class LatentActionModel(nn.Module):
         if s.input == "tokens":
             refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
         if s.continuous_warmup == 0:
-            refuse_given("latent action model", s, ("warmup_noise", "decoder_first"), "it has no continuous_warmup")
-        elif s.decoder_first >= s.continuous_warmup:
-            raise UserError(
-                f"decoder_first {s.decoder_first} of the latent action model must be less than its continuous_warmup"
-                f" {s.continuous_warmup}"
-            )
+            refuse_given("latent action model", s, ("warmup_noise",), "it has no continuous_warmup")
         check_patch(picture[1:], s.downsample)
         picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
@@ -255,7 +247,6 @@ class LatentActionModel(nn.Module):
         z_btnc: Tensor | None = None,
         continuous: bool = False,
         predict_pixels: bool = True,
-        told: bool = True,
     ) -> LatentActions:
         """Infer a clip's actions and, from them, its frames.
 
@@ -264,14 +255,11 @@ class LatentActionModel(nn.Module):
             z_btnc: as for :meth:`look`.
             continuous: skip quantisation (``continuous_warmup``).
             predict_pixels: run the decoder; without it only another model's loss can teach the codes.
-            told: False keeps the actions from whoever takes them (``decoder_first``): all vectors are zero.
         """
         s = self.settings
         shifted = random_shift(x_btchw, s.shift) if self.training and s.shift else x_btchw
         latents = self.latents(self.look(shifted, z_btnc))
         passed = self._warm_up(latents) if continuous else self.bottleneck(latents)
-        if not told:
-            passed = passed._replace(vectors=torch.zeros_like(passed.vectors))
         frames = error = None
         if predict_pixels:
             x_btchw = self.coarse(x_btchw)

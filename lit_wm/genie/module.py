@@ -193,8 +193,7 @@ class GenieModule(WorldModel):
         """Losses of the latent action model at its own update ``step``, and the actions (B,T-1,A) as the dynamics gets them."""
         by_pixels = self.lam_objective != "dynamics"
         continuous = step < self.lam.settings.continuous_warmup
-        told = step >= self.lam.settings.decoder_first
-        actions = self.lam(x_btchw, self._code_vectors(x_btchw, tokens_btn), continuous, by_pixels, told)
+        actions = self.lam(x_btchw, self._code_vectors(x_btchw, tokens_btn), continuous, predict_pixels=by_pixels)
         losses = {"lam_bottleneck": actions.bottleneck_loss}
         if self.lam.discrete:
             losses["_lam_perplexity"] = self.lam.bottleneck.perplexity()
@@ -249,7 +248,7 @@ class GenieModule(WorldModel):
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             check_sharded({"tokenizer": self.tokenizer.settings, "lam": self.lam.settings})
-        all_learn = self.order == "joint" and self.lam_objective != "dynamics" and not self.lam.settings.decoder_first
+        all_learn = self.order == "joint" and self.lam_objective != "dynamics"
         if isinstance(strategy, DDPStrategy) and not all_learn:
             strategy._ddp_kwargs["find_unused_parameters"] = True
 

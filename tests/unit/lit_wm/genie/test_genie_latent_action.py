@@ -123,22 +123,6 @@ def test_noise_without_a_warm_up_is_refused():
         model(warmup_noise=0.5)
 
 
-def test_a_decoder_that_is_told_nothing_predicts_from_the_past_alone():
-    m, x = model(continuous_warmup=2, decoder_first=1).train(), clip()
-    last = x.clone()
-    last[:, -1] = 1 - last[:, -1]
-    untold = m(x, continuous=True, told=False)
-    assert torch.equal(m(last, continuous=True, told=False).frames, untold.frames)
-    assert not torch.equal(m(last, continuous=True).frames, m(x, continuous=True).frames)
-    untold.pixel_loss.backward()
-    assert m.to_latent.weight.grad is None and m.patch_out.weight.grad.abs().sum() > 0
-    for first in (2, 3):
-        with pytest.raises(UserError, match=rf"decoder_first {first} .* less than its continuous_warmup 2"):
-            model(continuous_warmup=2, decoder_first=first)
-    with pytest.raises(UserError, match=r"decoder_first.*no continuous_warmup"):
-        model(decoder_first=1)
-
-
 def test_residual_output_starts_as_a_copy():
     x = clip()
     torch.manual_seed(0)
@@ -189,8 +173,7 @@ def test_the_defaults_are_the_papers():
     assert (settings["pool"], settings["downsample"], settings["encoder_positions"]) == ("token", 1, True)
     assert settings["stem"] == "linear"
     assert not any(
-        settings[name]
-        for name in [*departures, "continuous_warmup", "warmup_noise", "decoder_first", "kmeans_start", "restart_below"]
+        settings[name] for name in [*departures, "continuous_warmup", "warmup_noise", "kmeans_start", "restart_below"]
     )
 
 

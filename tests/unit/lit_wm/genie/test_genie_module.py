@@ -364,17 +364,6 @@ def test_ddp_is_told_that_not_all_parts_learn_in_every_step():
         assert strategy._ddp_kwargs.get("find_unused_parameters") is told
 
 
-def test_the_encoder_of_actions_waits_for_the_decoder():
-    m = model(lam={**CODER, "latent_dim": 8, "continuous_warmup": 4, "decoder_first": 2}, order="latent_action")
-    before = {name: value.clone() for name, value in m.lam.state_dict().items()}
-    fit(m, 2)
-    waited = {name for name, value in m.lam.named_parameters() if torch.equal(value, before[name])}
-    assert {name.split(".")[0] for name in waited} >= {"patch_in", "encoder", "to_latent"}
-    assert not any(name.startswith(("decoder", "patch_out")) for name in waited)
-    fit(m, 3)
-    assert not torch.equal(m.lam.to_latent.weight, before["to_latent.weight"])
-
-
 @pytest.mark.parametrize("part", ["tokenizer", "lam"])
 @pytest.mark.parametrize("option", [{"kmeans_start": True}, {"restart_below": 0.1}])
 def test_fsdp2_refuses_a_learnt_codebook_that_is_also_set(part, option):
