@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_wm.distributed import global_mean
-from lit_wm.errors import check_choice, refuse_given
+from lit_wm.errors import UserError, check_choice, refuse_given
 from lit_wm.genie.codebooks import Quantizer, make_quantizer
 from lit_wm.genie.gaussian_bottleneck import GaussianBottleneck
 from lit_wm.genie.pixel_loss import pixel_loss
@@ -73,6 +73,9 @@ class LatentActionSettings:
         residual_output: the decoder predicts x_t plus a change that starts at zero. In the paper it predicts the frame,
             here through a sigmoid.
         changed_weight: extra weight of pixels that changed; 0 is the plain mean squared error of the paper.
+        burn_in: transitions at the start of a clip whose frames teach nothing. How things move by themselves cannot be seen in
+            a single frame, so the first code of a clip has good reason to tell it, and tells it everywhere, since the encoder
+            knows no place in the clip. Not in the paper (0).
         continuous_warmup: updates during which vectors are not quantised. Not in the paper (0).
         warmup_noise: standard deviation of the noise that meanwhile lies on the vectors, in units of their own root mean
             square. What the decoder needs must then stand out of the noise, and what it can tell by itself (what moves on
@@ -105,6 +108,7 @@ class LatentActionSettings:
     shift: int = 0
     residual_output: bool = False
     changed_weight: float = 0.0
+    burn_in: int = 0
     continuous_warmup: int = 0
     warmup_noise: float = 0.0
 
@@ -115,7 +119,7 @@ class LatentActions(NamedTuple):
     vectors: Tensor  # (B,T-1,latent_dim) a~, straight-through; entry t is what happened between frames t and t+1
     codes: Tensor  # (B,T-1) int64; with ``vae`` (B,T-1,latent_dim) float
     frames: Tensor | None  # (B,T-1,C,H,W) prediction of (coarse) frames 1..T-1; None when it was not asked for
-    pixel_loss: Tensor | None  # scalar
+    pixel_loss: Tensor | None  # scalar; of the frames after ``burn_in``
     bottleneck_loss: Tensor  # scalar: of the codebook, or the divergence of ``vae``
 
 
@@ -159,6 +163,10 @@ class LatentActionModel(nn.Module):
             refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
         if s.continuous_warmup == 0:
             refuse_given("latent action model", s, ("warmup_noise",), "it has no continuous_warmup")
+        if s.burn_in > frames - 2:
+            raise UserError(
+                f"burn_in {s.burn_in} of the latent action model leaves nothing of clips of {frames} frames"
+            )
         check_patch(picture[1:], s.downsample)
         picture = (picture[0], picture[1] // s.downsample, picture[2] // s.downsample)
         self.picture, self.frames = picture, frames
@@ -251,7 +259,7 @@ class LatentActionModel(nn.Module):
         """Infer a clip's actions and, from them, its frames.
 
         Args:
-            x_btchw: (B,T,C,H,W) in [0, 1], 2 <= T <= W.
+            x_btchw: (B,T,C,H,W) in [0, 1], burn_in + 2 <= T <= W.
             z_btnc: as for :meth:`look`.
             continuous: skip quantisation (``continuous_warmup``).
             predict_pixels: run the decoder; without it only another model's loss can teach the codes.
@@ -265,7 +273,8 @@ class LatentActionModel(nn.Module):
             x_btchw = self.coarse(x_btchw)
             z_btnc = None if z_btnc is None else z_btnc[:, :-1]
             frames = self.decode(x_btchw[:, :-1], passed.vectors, z_btnc)
-            error = pixel_loss(frames, x_btchw[:, 1:], x_btchw[:, :-1], s.changed_weight)
+            n = s.burn_in
+            error = pixel_loss(frames[:, n:], x_btchw[:, n + 1 :], x_btchw[:, n:-1], s.changed_weight)
         return LatentActions(passed.vectors, passed.codes, frames, error, passed.loss)
 
     def _and_difference(self, seen: Tensor) -> Tensor:

@@ -136,8 +136,10 @@ class GenieModule(WorldModel):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the parts that learn now (:func:`trained_parts`), and beginning with ``_`` what is only logged."""
         x_btchw = self.frames_of(batch)
-        if not 2 <= x_btchw.shape[1] <= self.frames:
-            raise UserError(f"clips of {x_btchw.shape[1]} frames, but the genie model trains on 2 to {self.frames}")
+        if not (least := self.lam.settings.burn_in + 2) <= x_btchw.shape[1] <= self.frames:
+            raise UserError(
+                f"clips of {x_btchw.shape[1]} frames, but the genie model trains on {least} to {self.frames}"
+            )
         step = self.updates
         parts = trained_parts(self.turns, step)
         losses: dict[str, Tensor] = {}

@@ -17,7 +17,15 @@ CODER = {**TRANSFORMER, "patch": 1, "encoder_blocks": 0, "decoder_blocks": 0, "c
 CODER |= {"continuous_warmup": 0, "beta": 0}
 LEAST = {
     "tokenizer": CODER,
-    "lam": {**CODER, "kl": 0, "downsample": 1, "shift": 0, "changed_weight": 0, "warmup_noise": 0},
+    "lam": {
+        **CODER,
+        "kl": 0,
+        "downsample": 1,
+        "shift": 0,
+        "changed_weight": 0,
+        "warmup_noise": 0,
+        "burn_in": 0,
+    },
     "dynamics": {**TRANSFORMER, "blocks": 1, "sampling_steps": 1, "temperature": 0},
 }
 Settings = TypeVar("Settings")

@@ -123,6 +123,18 @@ def test_noise_without_a_warm_up_is_refused():
         model(warmup_noise=0.5)
 
 
+def test_frames_of_the_burn_in_teach_nothing():
+    x = clip()
+    m = model(burn_in=2)
+    out = m(x)
+    assert out.frames.shape == x[:, 1:].shape
+    assert torch.allclose(out.pixel_loss, (out.frames[:, 2:] - x[:, 3:]).square().mean())
+    gradient = torch.autograd.grad(out.pixel_loss, out.frames)[0]
+    assert not gradient[:, :2].any() and gradient[:, 2:].all()
+    with pytest.raises(UserError, match=r"burn_in 5 .* leaves nothing of clips of 6 frames"):
+        model(burn_in=5)
+
+
 def test_residual_output_starts_as_a_copy():
     x = clip()
     torch.manual_seed(0)
@@ -173,7 +185,15 @@ def test_the_defaults_are_the_papers():
     assert (settings["pool"], settings["downsample"], settings["encoder_positions"]) == ("token", 1, True)
     assert settings["stem"] == "linear"
     assert not any(
-        settings[name] for name in [*departures, "continuous_warmup", "warmup_noise", "kmeans_start", "restart_below"]
+        settings[name]
+        for name in [
+            *departures,
+            "continuous_warmup",
+            "warmup_noise",
+            "burn_in",
+            "kmeans_start",
+            "restart_below",
+        ]
     )
 
 
