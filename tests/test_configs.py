@@ -63,7 +63,7 @@ def test_experiments_explain_themselves(path):
 def test_every_arm_of_every_ablation_builds(path, build, monkeypatch):
     assert path.read_text().startswith("#") and "Shows:" in path.read_text() and "Costs:" in path.read_text()
     monkeypatch.setattr(train, "read_checkpoint", lambda path: None)  # of the preparatory run, which is not there
-    for budget in yaml.safe_load(path.read_text()).get("budgets", {"quick": None}):
+    for budget in yaml.safe_load(path.read_text())["budgets"]:
         ablation = read_ablation(path, budget, train.config_file)
         runner = Runner(ablation, Path("runs"), judge=lambda *_: {}, threads=1)
         for arm, overrides in (ablation.first | ablation.arms).items():

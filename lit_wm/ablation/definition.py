@@ -92,12 +92,12 @@ def fill(value: Any, of_name: Callable[[str], str]) -> Any:
     return NAMED.sub(lambda found: of_name(found[1]), value) if isinstance(value, str) else value
 
 
-def read_ablation(path: Path, budget: str, find_base: Callable[[str], str]) -> Ablation:
+def read_ablation(path: Path, budget: str | None, find_base: Callable[[str], str]) -> Ablation:
     """Read and check a file.
 
     Args:
         path: of the file.
-        budget: one of its ``budgets``.
+        budget: one of its ``budgets``; None for the first.
         find_base: gives the path of a configuration by its name.
 
     Raises:
@@ -105,10 +105,11 @@ def read_ablation(path: Path, budget: str, find_base: Callable[[str], str]) -> A
     """
     said = _mapping(yaml.safe_load(path.read_text()), str(path), "the file")
     _known(said, KEYS, str(path))
-    for key in ("question", "base", "arms", "measures", "columns"):
+    for key in ("question", "base", "arms", "budgets", "measures", "columns"):
         if key not in said:
             raise UserError(f"{path} lacks the key '{key}'")
-    budgets = _mapping(said.get("budgets", {"quick": {}}), str(path), "budgets")
+    budgets = _mapping(said["budgets"], str(path), "budgets")
+    budget = budget or next(iter(budgets))
     if budget not in budgets:
         raise UserError(f"{path} has no budget '{budget}': {', '.join(budgets)}")
     shared = _overrides(said.get("set"), path, "set") | _overrides(budgets[budget], path, f"budgets.{budget}")

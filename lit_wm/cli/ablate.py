@@ -14,7 +14,6 @@ from lit_wm.cli.parser import OneLineArgumentParser
 from lit_wm.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_wm.ablation.definition import Ablation
     from lit_wm.ablation.running import Runner
 
 FOLDER = "ablations"  # among the configurations
@@ -33,7 +32,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--list", action="store_true", help="all ablations that come with lit_wm, and their last verdicts"
     )
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (5)")
-    parser.add_argument("--budget", default="quick", help="one of the file's budgets (quick)")
+    parser.add_argument("--budget", help="one of the file's budgets (its first)")
     parser.add_argument("--jobs", type=int, default=1, help="runs that train at the same time (1)")
     parser.add_argument("--runs", type=Path, default=Path("runs") / FOLDER, help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("scorecards") / FOLDER, help="folder of the results")
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     seeds = list(range(options.seeds))
-    runner = Runner(ablation, options.runs, Judge(ablation), threads, console.print)
+    runner = Runner(ablation, options.runs, Judge(threads), threads, console.print)
     if options.dry_run:
         dry_run(runner, seeds)
         return
@@ -82,11 +81,13 @@ class Judge:
     """Scores finished runs, all on the same clips.
 
     Args:
-        ablation: whose measures are known.
+        threads: of torch, as many as a training has.
     """
 
-    def __init__(self, ablation: Ablation) -> None:
-        self.ablation = ablation
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
         self.clips: dict[str, Any] = {}  # by the hash of the data
 
     def __call__(self, folder: Path, measures: Sequence[str]) -> dict[str, dict[str, Any]]:

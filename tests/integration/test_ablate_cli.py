@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny_routes
+import torch
 import yaml
 from one_line import said
 from PIL import Image
@@ -46,7 +47,9 @@ def folder(tmp_path, monkeypatch):
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     (tmp_path / "codes.yaml").write_text(yaml.safe_dump(SAID, sort_keys=False))
-    return tmp_path
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

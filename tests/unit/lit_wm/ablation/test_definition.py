@@ -36,6 +36,7 @@ def test_the_budget_wins_over_what_all_share_and_the_arm_over_both(read):
     quick = read()
     assert quick.arms == {"one": {"trainer.max_steps": 3, "a": 1}, "two": {"trainer.max_steps": 3, "a": 2}}
     assert read("full").arms["two"] == {"trainer.max_steps": 7, "a": 2}
+    assert read(None) == quick, "the first"
     assert quick.name == "small" and quick.claims[0].published == ""
 
 
