@@ -223,23 +223,20 @@ class VectorQuantizer(nn.Module):
 
     def _restart(self, z_nd: Tensor) -> None:
         """Give each unused code a vector of the global batch, drawn with probability proportional to its squared distance from
-        all codes, none twice.
+        all codes; with replacement, because most codes may be unused: once the vectors that lack a code were all given away,
+        the rest would go to those that have one, and the same picture would get another token every few updates.
 
-        Each vector waits for a time that is exponentially distributed with that distance as its rate; the first to come are
-        taken (Efraimidis and Spirakis 2006). So a rank need only bring the first K of its own, and the draw is the same
-        whether ranks or one process hold the batch.
+        The draw is the same whether ranks or one process hold the batch.
         """
-        k = len(self.codebook)
+        k, n = len(self.codebook), len(z_nd)
         dead_k = self.usage < self.restart_below / k
         if not dead_k.any():
             return
-        n = len(z_nd)
-        uniform_n = torch.rand(world_size() * n, generator=self._generator())[rank() * n :][:n].to(z_nd.device)
-        wait_n = -uniform_n.log() / (squared_distance(z_nd, self.codebook) + 1e-12)
-        first = wait_n.topk(min(k, n), largest=False).indices
-        candidates = gather_rows(torch.cat([wait_n[first, None], z_nd[first]], 1))
-        order = candidates[:, 0].argsort()
-        taken_kd = candidates[order[torch.arange(k, device=order.device) % len(order)], 1:]
+        distance_n = gather_rows(squared_distance(z_nd, self.codebook)) + 1e-12  # of all ranks
+        drawn_k = torch.multinomial(distance_n.cpu(), k, replacement=True, generator=self._generator())
+        place_k = drawn_k.to(z_nd.device) - rank() * n
+        mine_k = (place_k >= 0) & (place_k < n)
+        taken_kd = global_sum(z_nd[place_k.clamp(0, n - 1)] * mine_k[:, None])
         self.codebook.copy_(torch.where(dead_k[:, None], taken_kd, self.codebook))
         self.usage.masked_fill_(dead_k, 1 / k)
         self.sums.copy_(torch.where(dead_k[:, None], self.codebook / k, self.sums))
