@@ -223,8 +223,9 @@ class VectorQuantizer(nn.Module):
 
     def _restart(self, z_nd: Tensor) -> None:
         """Give each unused code a vector of the global batch, drawn with probability proportional to its squared distance from
-        all codes; with replacement, because most codes may be unused: once the vectors that lack a code were all given away,
-        the rest would go to those that have one, and the same picture would get another token every few updates.
+        all codes, among those that lie farther than the mean: the others have a code. Pictures are mostly background, whose many
+        small distances would otherwise add up to a second code for it, and the same patch would get another token every few
+        frames. Likewise with replacement: unused codes may outnumber the vectors that lack one.
 
         The draw is the same whether ranks or one process hold the batch.
         """
@@ -233,7 +234,8 @@ class VectorQuantizer(nn.Module):
         if not dead_k.any():
             return
         distance_n = gather_rows(squared_distance(z_nd, self.codebook)) + 1e-12  # of all ranks
-        drawn_k = torch.multinomial(distance_n.cpu(), k, replacement=True, generator=self._generator())
+        far_n = distance_n >= distance_n.mean().clamp(max=distance_n.max())
+        drawn_k = torch.multinomial((distance_n * far_n).cpu(), k, replacement=True, generator=self._generator())
         place_k = drawn_k.to(z_nd.device) - rank() * n
         mine_k = (place_k >= 0) & (place_k < n)
         taken_kd = global_sum(z_nd[place_k.clamp(0, n - 1)] * mine_k[:, None])

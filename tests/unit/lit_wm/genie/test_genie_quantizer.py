@@ -209,11 +209,21 @@ def test_a_restart_draws_vectors_by_their_squared_distance_from_the_codes():
     assert 70 < sum(x > 0 for x in taken) < 130
 
 
-def test_vectors_that_have_a_code_get_no_second_one_however_many_are_unused():
-    """Else the same picture would get another token every few updates: the dynamics then learns nothing."""
+@pytest.mark.parametrize("near", [60, 6000])
+def test_vectors_that_have_a_code_get_no_second_one(near):
+    """However many codes are unused, and however many the vectors are: else the same patch would get another token every few
+    frames, and the dynamics would learn nothing."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(64, 1, codebook="ema", restart_below=0.5, decay=0.0)
     with torch.no_grad():
         quantizer.codebook.copy_(torch.cat([torch.zeros(1, 1), torch.full((63, 1), 1000.0)]))
-    quantizer(torch.cat([1e-3 * torch.randn(60, 1), torch.tensor([[3.0], [-3.0], [4.0], [-4.0]])]))
+    quantizer(
+        torch.cat([torch.tensor([[0.1], [-0.1]]).repeat(near // 2, 1), torch.tensor([[3.0], [-3.0], [4.0], [-4.0]])])
+    )
     assert set(quantizer.codebook[1:].flatten().round().tolist()) <= {3, -3, 4, -4}
+
+
+def test_a_restart_works_where_all_vectors_are_equally_far():
+    quantizer = VectorQuantizer(8, 3, codebook="ema", restart_below=0.9, decay=0.0)
+    quantizer(torch.full((7, 3), 0.1))
+    assert torch.isfinite(quantizer.codebook).all()
