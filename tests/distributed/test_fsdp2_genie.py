@@ -57,6 +57,11 @@ def fit(make_recording, tmp_path):
     return run
 
 
+def with_a_gradient(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Less the bias of attention's keys, which changes nothing: its gradient is rounding, of which Adam makes whole steps."""
+    return value.unflatten(0, (3, -1))[[0, 2]] if name.endswith("qkv.bias") else value
+
+
 @pytest.mark.slow
 def test_sharded_and_resumed_it_learns_what_ddp_learns(fit, tmp_path):
     ddp = fit("ddp", "ddp.yaml", "--trainer.max_steps", "6")
@@ -65,10 +70,9 @@ def test_sharded_and_resumed_it_learns_what_ddp_learns(fit, tmp_path):
     assert half["global_step"] == 3 and whole["global_step"] == ddp["global_step"] == 6
     assert ddp["lit_wm"]["class_path"] == whole["lit_wm"]["class_path"] == "lit_wm.genie.module.GenieModule"
     assert ddp["state_dict"].keys() == whole["state_dict"].keys()
-    for name, value in ddp["state_dict"].items():
-        torch.testing.assert_close(
-            whole["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    for name in ddp["state_dict"]:
+        one, other = (with_a_gradient(name, run["state_dict"][name]) for run in (ddp, whole))
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     moved = [n for n, value in half["state_dict"].items() if not torch.equal(value, whole["state_dict"][n])]
     assert any(name.startswith("lam.") for name in moved) and any(name.startswith("dynamics.") for name in moved)
     assert lit_wm.load(tmp_path / "runs" / "fsdp2").route == "genie", "in one process, without FSDP2"
