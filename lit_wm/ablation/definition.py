@@ -92,6 +92,11 @@ def fill(value: Any, of_name: Callable[[str], str]) -> Any:
     return NAMED.sub(lambda found: of_name(found[1]), value) if isinstance(value, str) else value
 
 
+def needed_runs(overrides: Overrides) -> list[str]:
+    """Names of the preparatory runs that overrides take checkpoints of."""
+    return [name for value in overrides.values() if isinstance(value, str) for name in NAMED.findall(value)]
+
+
 def read_ablation(path: Path, budget: str | None, find_base: Callable[[str], str]) -> Ablation:
     """Read and check a file.
 
@@ -122,7 +127,7 @@ def read_ablation(path: Path, budget: str | None, find_base: Callable[[str], str
             raise UserError(f"{path}: the arm '{name}' may hold small letters, digits, '.', '_' and '-' only")
     first = {str(name): _overrides(given, path, f"first.{name}") for name, given in (said.get("first") or {}).items()}
     for name, given in arms.items():
-        for wanted in [n for value in given.values() if isinstance(value, str) for n in NAMED.findall(value)]:
+        for wanted in needed_runs(given):
             if wanted not in first:
                 raise UserError(
                     f"{path}: arms.{name} takes {{{wanted}}}, which is not one of first: {', '.join(first)}"

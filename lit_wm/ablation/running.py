@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_wm.ablation.definition import NAMED, Ablation, Overrides, fill
+from lit_wm.ablation.definition import Ablation, Overrides, fill, needed_runs
 
 SCORES, LOG = "scores.json", "fit.log"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -166,11 +166,6 @@ class Runner:
             return "", cpu_seconds(used)
         lines = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no word was said"]
         return f"exit code {child.returncode}: {lines[-1]}", cpu_seconds(used)
-
-
-def needed_runs(overrides: Overrides) -> list[str]:
-    """Names of the preparatory runs that overrides take checkpoints of."""
-    return [name for value in overrides.values() if isinstance(value, str) for name in NAMED.findall(value)]
 
 
 def options(overrides: Overrides, checkpoint: Callable[[str], str]) -> Iterator[str]:
