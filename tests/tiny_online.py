@@ -1,8 +1,4 @@
-"""A tiny Dreamer that learns online, and tells what it saw: shared by tests in this and in other processes.
-
-As a script, ``python tiny_online.py OUT STEPS PROCESSES DEVICES [KILL_AT]`` fits, from OUT's checkpoint if there is one, and
-appends to OUT/seen-RANK.jsonl. KILL_AT is an update, or ``write:N``: before the N-th file of the replay is in its place.
-"""
+"""A tiny Dreamer that learns online, and tells what it saw: shared by tests in this and in other processes."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,7 +106,7 @@ def fit(
     return model
 
 
-def die_writing(n: int) -> None:
+def fit_and_die_writing(n: int, out: Path, steps: int) -> None:
     """Kill this process, as ``kill -9`` does, when the n-th file of the replay has been written but not yet named."""
     rename, left = os.replace, [n]
 
@@ -123,18 +118,4 @@ def die_writing(n: int) -> None:
 
     replay_memory.os = SimpleNamespace(replace=replace, fsync=os.fsync)
 
-
-if __name__ == "__main__":
-    folder, count, processes, devices, *kill = sys.argv[1:]
-    last = Path(folder) / "checkpoints" / "last.ckpt"
-    kill_at = kill[0] if kill else ""
-    if kill_at.startswith("write:"):
-        die_writing(int(kill_at.removeprefix("write:")))
-    fit(
-        Path(folder),
-        int(count),
-        int(devices),
-        int(kill_at) if kill_at.isdigit() else None,
-        last if last.exists() else None,
-        processes=int(processes),
-    )
+    fit(out, steps)

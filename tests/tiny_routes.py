@@ -1,7 +1,4 @@
-"""The smallest model of every route, and a fit that tells what it saw: shared by tests in this and in other processes.
-
-As a script, ``python tiny_routes.py ROUTE ROOT OUT STEPS WORKERS DEVICES [KILL_AT]`` fits and appends to OUT/seen-RANK.jsonl.
-"""
+"""The smallest model of every route, and a fit that tells what it saw: shared by tests in this and in other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -125,9 +121,3 @@ def fit(
     )
     trainer.fit(model, data, ckpt_path=resume)
     return model
-
-
-if __name__ == "__main__":
-    name, shards, folder, *numbers = sys.argv[1:]
-    count, readers, processes, *kill = map(int, numbers)
-    fit(name, Path(shards), Path(folder), count, readers, processes, kill[0] if kill else None)

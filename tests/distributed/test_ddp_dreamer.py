@@ -1,10 +1,6 @@
 """Two ranks with half of a batch each are one process with all of it: what is taken over a batch is taken over all ranks."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import another_process
 import pytest
 import torch
 import torch.distributed as dist
@@ -47,27 +43,22 @@ def gradients(rank, ranks):
     return [grad / ranks for grad in grads] + [model.normalizer.low, model.normalizer.high]
 
 
+def differentiate_as(rank, address, path):
+    """The gradients of one of two ranks; the first writes them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    result = gradients(rank, 2)
+    if rank == 0:
+        torch.save([x.detach() for x in result], path)
+    dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path):
     store = f"file://{tmp_path / 'store'}"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, store, str(rank), str(tmp_path / "found.pt")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    ranks = [another_process.start(differentiate_as, rank, store, tmp_path / "found.pt") for rank in (0, 1)]
+    assert [another_process.exit_code(process) for process in ranks] == [0, 0]
     found, expected = torch.load(tmp_path / "found.pt"), gradients(0, 1)
     assert len(found) == len(expected) and expected[-1] > 0
     for one, both in zip(expected, found, strict=True):
         torch.testing.assert_close(both, one, rtol=1e-6, atol=1e-9)
-
-
-if __name__ == "__main__":
-    address, number, path = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=address, rank=int(number), world_size=2)
-    result = gradients(int(number), 2)
-    if number == "0":
-        torch.save([x.detach() for x in result], Path(path))
-    dist.destroy_process_group()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import another_process
 import pytest
 import tiny_routes
 
@@ -18,13 +19,7 @@ SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
 def test_two_ranks_agree(make_recording, tmp_path, route):
     root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17, 11], spec=SPEC)
     out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, str(Path(tiny_routes.__file__)), route, str(root), str(out), "7", "0", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    another_process.run_as_two_ranks(tiny_routes.fit, route, root, out, 7, devices=2)
     first, second = tiny_routes.seen(out, 0), tiny_routes.seen(out, 1)
     assert [entry["step"] for entry in first] == [entry["step"] for entry in second] == list(range(1, 8))
     assert {entry["size"] for entry in first + second} == {2}

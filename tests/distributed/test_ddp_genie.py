@@ -1,10 +1,6 @@
 """Two ranks with half of a batch each are one process with all of it: weights and codebooks, their start and restarts included."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import another_process
 import pytest
 import torch
 import torch.distributed as dist
@@ -55,16 +51,20 @@ def learnt(part, rank, ranks):
     return module.state_dict()
 
 
+def learn_as(rank, address, folder):
+    """What one of two ranks learns, into a file for each part."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    for part in PARTS:
+        torch.save(learnt(part, rank, 2), folder / f"{part}-{rank}.pt")
+    dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path):
     store = f"file://{tmp_path / 'store'}"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, store, str(rank), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    ranks = [another_process.start(learn_as, rank, store, tmp_path) for rank in (0, 1)]
+    assert [another_process.exit_code(process) for process in ranks] == [0, 0]
     for part in PARTS:
         one, both = learnt(part, 0, 1), torch.load(tmp_path / f"{part}-0.pt")
         assert both.keys() == one.keys()
@@ -74,11 +74,3 @@ def test_two_ranks_are_one_process(tmp_path):
             )
         for key, value in torch.load(tmp_path / f"{part}-1.pt").items():
             assert torch.equal(value, both[key]), key
-
-
-if __name__ == "__main__":
-    address, number, folder = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=address, rank=int(number), world_size=2)
-    for each in PARTS:
-        torch.save(learnt(each, int(number), 2), Path(folder) / f"{each}-{number}.pt")
-    dist.destroy_process_group()

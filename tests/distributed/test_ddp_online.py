@@ -1,19 +1,14 @@
 """Two ranks that act and learn together: each with environments of its own, the same weights on both, and all of it resumed."""
 
-import os
-import subprocess
-import sys
-
+import another_process
 import pytest
 import tiny_online
 
 from datamodules.shards import verify
 
 
-def run(folder, steps):
-    command = [sys.executable, tiny_online.__file__, str(folder), str(steps), "0", "2"]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
+def run(folder, steps, resume=None):
+    another_process.run_as_two_ranks(tiny_online.fit, folder, steps, devices=2, resume=resume)
 
 
 @pytest.mark.slow
@@ -30,6 +25,6 @@ def test_two_ranks_act_apart_learn_together_and_are_resumed(tmp_path):
     assert drawn[0] != drawn[1], "what is new comes from the same places on both, what is drawn at random does not"
     assert verify(tmp_path / "whole" / "episodes").data_hash != verify(tmp_path / "whole" / "episodes_rank1").data_hash
     run(tmp_path / "parts", 6)
-    run(tmp_path / "parts", 9)
+    run(tmp_path / "parts", 9, resume=tmp_path / "parts" / "checkpoints" / "last.ckpt")
     for rank in (0, 1):
         assert tiny_online.seen(tmp_path / "parts", rank) == whole[rank]

@@ -1,10 +1,8 @@
 """FSDP2 over two processes: the same training as DDP, resumed in the middle, and one checkpoint that anyone can open."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import another_process
 import pytest
 import tiny_routes
 import torch
@@ -13,6 +11,7 @@ import yaml
 import lit_wm
 from datamodules.experience import ActionSpace, ExperienceSpec
 from lit_wm.checkpoint_file import read_checkpoint
+from lit_wm.cli import main
 
 MACHINES = Path(__file__).parents[2] / "configs" / "machine"
 SPEC = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
@@ -44,14 +43,7 @@ def fit(make_recording, tmp_path):
     def run(name, machine, *words):
         options = ["--name", name, "--runs", str(tmp_path / "runs"), "--trainer.limit_val_batches", "1"]
         configs = ["-c", str(tmp_path / "tiny.yaml"), "-c", str(MACHINES / machine)]
-        done = subprocess.run(
-            [sys.executable, "-m", "lit_wm", "fit", *configs, *options, *words],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        another_process.run_as_two_ranks(main.run, ["fit", *configs, *options, *words])
         return read_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
 
     return run

@@ -1,15 +1,13 @@
 """Online Dreamer: killed at any moment and resumed, it goes on bit by bit; what it collected trains other runs."""
 
 import csv
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import another_process
 import pytest
 import tiny_online
 import tiny_routes
@@ -36,13 +34,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(("kill_at", "processes"), [(4, 0), (11, 2), (22, 0), (32, 0)])  # 21 ends an epoch
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kill_at, processes):
     """Batches, losses, weights, the replay with its latents, environment steps and random numbers after every update."""
-    killed = subprocess.run(
-        [sys.executable, tiny_online.__file__, str(tmp_path), "40", str(processes), "1", str(kill_at)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = another_process.start(tiny_online.fit, tmp_path, 40, processes=processes, kill_at=kill_at)
+    assert another_process.exit_code(killed) == -signal.SIGKILL
     before, expected = tiny_online.seen(tmp_path), tiny_online.seen(whole)
     assert before == expected[:kill_at]
     (tmp_path / "seen-0.jsonl").unlink()
@@ -67,16 +60,13 @@ def resumed_equals(whole, folder):
 @pytest.mark.parametrize("moment", range(2))
 def test_killed_at_a_random_moment(whole, tmp_path, moment):
     """Wherever it is: acting, learning, writing a checkpoint, or not yet begun."""
-    command = [sys.executable, tiny_online.__file__, str(tmp_path), "40", "0", "1"]
-    running = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    running = another_process.start(tiny_online.fit, tmp_path, 40)
     updates, after = random.randrange(1, 30), random.uniform(0, 0.1)
-    while running.poll() is None and len(lines_of(tmp_path / "seen-0.jsonl")) < updates:
+    while running.is_alive() and len(lines_of(tmp_path / "seen-0.jsonl")) < updates:
         time.sleep(0.005)
     time.sleep(after)
     running.kill()
-    assert running.wait() == -signal.SIGKILL, f"killed {after:.3f} s after update {updates}"
+    assert another_process.exit_code(running) == -signal.SIGKILL, f"killed {after:.3f} s after update {updates}"
     resumed_equals(whole, tmp_path)
 
 
@@ -87,9 +77,8 @@ def lines_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [1, 4, 9, 20])
 def test_killed_while_the_replay_is_written(whole, tmp_path, file):
-    command = [sys.executable, tiny_online.__file__, str(tmp_path), "40", "0", "1", f"write:{file}"]
-    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = another_process.start(tiny_online.fit_and_die_writing, file, tmp_path, 40)
+    assert another_process.exit_code(killed) == -signal.SIGKILL
     resumed_equals(whole, tmp_path)
 
 

@@ -1,11 +1,8 @@
 """Killed with SIGKILL and resumed from its last checkpoint, a fit goes on as if nothing had happened."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import another_process
 import pytest
 import tiny_routes
 import torch
@@ -23,14 +20,8 @@ def test_killed_and_resumed_equals_uninterrupted(make_recording, tmp_path, route
     root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17], spec=SPEC)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tiny_routes.fit(route, root, whole, 12, workers)
-    script = Path(tiny_routes.__file__)
-    killed = subprocess.run(
-        [sys.executable, str(script), route, str(root), str(broken), "12", str(workers), "1", str(kill_at)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = another_process.start(tiny_routes.fit, route, root, broken, 12, workers, kill_at=kill_at)
+    assert another_process.exit_code(killed) == -signal.SIGKILL
     saved = 3 * ((kill_at - 1) // 3)  # the witness kills before the checkpoint of its own step is written
     assert saved > 0, "without a checkpoint there is nothing to resume"
     before = tiny_routes.seen(broken)
