@@ -89,6 +89,11 @@ class EpisodeDataModule(LightningDataModule):
         return spec
 
     @property
+    def clip_length(self) -> int:
+        """T, steps of a clip."""
+        return self._settings.length
+
+    @property
     def data_hash(self) -> str:
         """Equal for equal data."""
         return self.index.data_hash

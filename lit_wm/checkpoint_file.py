@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lit_wm.errors import UserError
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run's folder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,12 +49,14 @@ def read_checkpoint(path: Path, route: str | None = None) -> dict[str, Any]:
     """Read and check a checkpoint file, without executing anything it holds.
 
     Args:
-        path: the file.
+        path: the file, or a run's folder.
         route: the route it must be of; None for any.
 
     Raises:
         UserError: missing, truncated, not ours, or of another route.
     """
+    if path.is_dir():
+        path = path / CHECKPOINT
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: train with `lit-wm fit --config ...` first, or name another run")
     try:

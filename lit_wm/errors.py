@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.experience import ExperienceError
 
-__all__ = ["ExperienceError", "UserError", "check_bounds", "check_choice", "refuse_given"]
+__all__ = ["ExperienceError", "UserError", "check_bounds", "check_choice", "check_shares", "refuse_given"]
 
 
 class UserError(Exception):
@@ -35,6 +35,17 @@ def check_bounds(
         if value is not None and (value < bound or (name in positive and value <= 0)):
             wanted = "above 0" if name in positive else f"at least {bound}"
             raise UserError(f"{name} of the {owner} is {value}, it must be {wanted}")
+
+
+def check_shares(owner: str, settings: Mapping[str, float]) -> None:
+    """Refuse numbers outside [0, 1).
+
+    Raises:
+        UserError: names the first.
+    """
+    for name, value in settings.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} of the {owner} is {value}, it must be in [0, 1)")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import yaml
 
-from lit_wm.checkpoint_file import first_line, read_checkpoint
+from lit_wm.checkpoint_file import CHECKPOINT, first_line, read_checkpoint
 from lit_wm.errors import UserError
 from lit_wm.world_model import WorldModel
 
-CONFIG, CHECKPOINT = "config.yaml", Path("checkpoints") / "last.ckpt"
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from datamodules.index import INDEX_NAME, read_index
 from lit_wm.ablation.measures import MEASURES
 from lit_wm.errors import UserError
 
@@ -20,9 +21,8 @@ Overrides = dict[str, Any]  # dotted keys of a configuration -> values
 ARM = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 KEYS = ("question", "base", "set", "first", "arms", "budgets", "measures", "columns", "claims")
 CLAIM_KEYS = ("says", "source", "published", "metric", "above", "below")
-NAMED = re.compile(
-    r"\{([a-z0-9_]+)\}"
-)  # stands, in an override, for the checkpoint of the preparatory run of that name
+NAMED = re.compile(rf"\{{({ARM.pattern})\}}")  # in an override, the checkpoint of the preparatory run of that name
+ROOT = "data.init_args.root"  # the key of the recording that a run is trained on
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,25 @@ class Ablation:
     def run_name(self, overrides: Overrides, seed: int) -> str:
         """Folder of a run with these overrides.
 
-        It ends in a hash of all that decides the training, so that what an edited file asks for is never mistaken for what is
-        already there, and runs of several ablations that are the same are trained once.
+        It ends in a hash of all that decides the training, the recorded data included, so that what an edited file asks for is
+        never mistaken for what is already there, and runs of several ablations that are the same are trained once.
+
+        Raises:
+            ExperienceError: the recording is there, but cannot be read.
         """
         resolved = {
             key: fill(value, lambda name: self.run_name(self.first[name], seed)) for key, value in overrides.items()
         }
-        said = json.dumps([yaml.safe_load(self.base.read_text()), resolved], sort_keys=True, default=str)
+        base = yaml.safe_load(self.base.read_text())
+        said = json.dumps([base, resolved, data_hash(base, overrides)], sort_keys=True, default=str)
         digest = hashlib.sha256(said.encode()).hexdigest()[:10]
         return f"{self.base.resolve().parent.name}-{self.base.stem}-{digest}-seed{seed}"
+
+
+def data_hash(base: Mapping[str, Any], overrides: Overrides) -> str | None:
+    """Of the recording that a run is trained on; None where it is not there (yet), or where experience is made as it learns."""
+    root = overrides.get(ROOT) or ((base.get("data") or {}).get("init_args") or {}).get("root")
+    return read_index(root).data_hash if root and (Path(root) / INDEX_NAME).is_file() else None
 
 
 def fill(value: Any, of_name: Callable[[str], str]) -> Any:
@@ -125,18 +135,17 @@ def read_ablation(path: Path, budget: str | None, find_base: Callable[[str], str
     for name in arms:
         if not ARM.fullmatch(name):
             raise UserError(f"{path}: the arm '{name}' may hold small letters, digits, '.', '_' and '-' only")
-    first = {str(name): _overrides(given, path, f"first.{name}") for name, given in (said.get("first") or {}).items()}
-    for name, given in arms.items():
-        for wanted in needed_runs(given):
-            if wanted not in first:
-                raise UserError(
-                    f"{path}: arms.{name} takes {{{wanted}}}, which is not one of first: {', '.join(first)}"
-                )
+    before = _mapping(said["first"], str(path), "first") if said.get("first") else {}
+    first = {str(name): _overrides(given, path, f"first.{name}") for name, given in before.items()}
+    _check_named(first, arms, path)
     measures = _words(said["measures"], path, "measures")
     for measure in measures:
         if measure not in MEASURES:
             raise UserError(f"{path}: measures '{measure}' is not one of {', '.join(MEASURES)}")
-    claims = tuple(_claim(one, arms, path, i) for i, one in enumerate(said.get("claims") or []))
+    claims = said.get("claims") or []
+    if not isinstance(claims, list):
+        raise UserError(f"{path}: claims must be a list")
+    claims = tuple(_claim(one, arms, path, i) for i, one in enumerate(claims))
     return Ablation(
         name=path.stem,
         budget=budget,
@@ -159,7 +168,26 @@ def _claim(given: Any, arms: Mapping[str, Any], path: Path, place: int) -> Claim
     for side in ("above", "below"):
         if str(given[side]) not in arms:
             raise UserError(f"{where}.{side} '{given[side]}' is not one of the arms {', '.join(arms)}")
+    if given["above"] == given["below"]:
+        raise UserError(f"{where} compares '{given['above']}' with itself")
     return Claim(**{key: str(given.get(key, "")) for key in CLAIM_KEYS})
+
+
+def _check_named(first: Mapping[str, Overrides], arms: Mapping[str, Overrides], path: Path) -> None:
+    """Every ``{name}`` stands in a word of an arm, and is a preparatory run."""
+    for where, runs in (("first", first), ("arms", arms)):
+        for name, given in runs.items():
+            for key, value in given.items():
+                wanted = NAMED.findall(json.dumps(value, default=str))
+                if wanted and (where == "first" or not isinstance(value, str)):
+                    raise UserError(
+                        f"{path}: {where}.{name}.{key} takes {{{wanted[0]}}}, but only arms take a checkpoint, as a word"
+                    )
+                for one in wanted:
+                    if one not in first:
+                        raise UserError(
+                            f"{path}: arms.{name} takes {{{one}}}, which is not one of first: {', '.join(first)}"
+                        )
 
 
 def _mapping(given: Any, path: str, what: str) -> dict[str, Any]:

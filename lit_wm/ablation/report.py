@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def markdown(ablation: Ablation, outcomes: Sequence[Outcome], date: str) -> str:
         "|---|" + "---|" * (len(ablation.columns) + 2),
     ]
     for arm in ablation.arms:
-        cells = [cell(summary(of_tag(scores, arm, tag))) for tag in ablation.columns]
+        cells = [cell(of_tag(scores, arm, tag), len(seeds)) for tag in ablation.columns]
         of_arm = [outcome for outcome in outcomes if outcome.arm == arm]
         each = " ".join("failed" if o.failed else digits(o.numbers.get(first)) for o in of_arm)
         costs = [o.cost["cpu_s"] for o in of_arm if o.cost]
@@ -75,6 +75,11 @@ def markdown(ablation: Ablation, outcomes: Sequence[Outcome], date: str) -> str:
             "",
             f"**{verdict.word}**: {claim.says} ({claim.source}{published}). {claim.metric}: {claim.above} above"
             f" {claim.below}{found}, {verdict.seeds} paired seeds.",
+        ]
+    if len(ablation.claims) > 1:
+        lines += [
+            "",
+            f"Each interval is of its claim alone: of {len(ablation.claims)} claims one may come out by chance.",
         ]
     for outcome in outcomes:
         if outcome.failed:
@@ -93,9 +98,12 @@ def interval(found: Sequence[float]) -> str:
     return digits(mean) if low == high == mean else f"{digits(mean)} [{digits(low)}, {digits(high)}]"
 
 
-def cell(found: tuple[float, float, float] | None) -> str:
-    """Of the table."""
-    return "n/a" if found is None else interval(found)
+def cell(values: Mapping[int, float], seeds: int) -> str:
+    """Of the table: mean and interval over the seeds that have a value, and how many where it is not all."""
+    found = summary(values)
+    return (
+        "n/a" if found is None else interval(found) + ("" if len(values) == seeds else f" ({len(values)} of {seeds})")
+    )
 
 
 def plot(ablation: Ablation, outcomes: Sequence[Outcome], path: Path) -> None:

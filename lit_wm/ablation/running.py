@@ -1,11 +1,14 @@
 """Trains what is missing: each arm of each seed by ``lit-wm fit`` in a process of its own, a few at a time.
 
 Everything is on disk: a run that was killed goes on from its checkpoint, one that is judged is not trained again, and one that
-failed leaves the others alone and is tried again next time.
+failed, in training or under judgement, leaves the others alone and is tried again next time. A run that another process trains,
+even one left over from an ablation that was killed, is not touched: a lock on its folder lives as long as the training.
 """
 
 from __future__ import annotations
 
+import difflib
+import fcntl
 import json
 import os
 import resource
@@ -13,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_wm.ablation.definition import Ablation, Overrides, fill, needed_runs
+from lit_wm.checkpoint_file import CHECKPOINT
+from lit_wm.errors import ExperienceError, UserError
 
-SCORES, LOG = "scores.json", "fit.log"
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
+SCORES, LOG, LOCK = "scores.json", "fit.log", ".training"
 Judge = Callable[
     [Path, Sequence[str]], dict[str, dict[str, Any]]
 ]  # run folder, measures -> tag -> number as plain types
@@ -70,17 +75,23 @@ class Runner:
     ) -> None:
         self.ablation, self.runs, self.judge, self.threads, self.said = ablation, runs, judge, threads, said
         self.judging = threading.Lock()  # torch already uses several threads, and pictures are large
+        self.one_at_a_time: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # arms may share a run
         self.children: set[subprocess.Popen[bytes]] = set()
 
     def run(self, seeds: Sequence[int], jobs: int) -> list[Outcome]:
-        """All arms of all seeds, ``jobs`` at a time; the preparatory runs before them."""
+        """All arms of all seeds, ``jobs`` at a time; the preparatory runs before them.
+
+        Raises:
+            UserError: a column or a claim's metric is no number that the measures give, or a run's scores cannot be read.
+                Trainings that are going on are stopped; they go on next time.
+        """
         firsts = [(name, seed) for seed in seeds for name in self.ablation.first]
         arms = [(arm, seed) for seed in seeds for arm in self.ablation.arms]
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 before = {(o.arm, o.seed): o.failed for o in pool.map(lambda one: self.prepare(*one), firsts)}
                 return list(pool.map(lambda one: self.one(*one, before), arms))
-            except KeyboardInterrupt:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self.children):
                     child.send_signal(signal.SIGINT)
@@ -90,7 +101,8 @@ class Runner:
         """Train a preparatory run, unless it is."""
         overrides = self.ablation.first[name]
         folder = self.folder(overrides, seed)
-        failed, cpu_s = self.trained(f"{name} seed {seed}", overrides, seed, folder)
+        with self.one_at_a_time[folder]:
+            failed, cpu_s = self.trained(f"{name} seed {seed}", overrides, seed, folder)
         return Outcome(name, seed, folder, {}, {"cpu_s": cpu_s}, failed)
 
     def one(self, arm: str, seed: int, before: Mapping[tuple[str, int], str]) -> Outcome:
@@ -106,9 +118,20 @@ class Runner:
         for needed in needed_runs(overrides):
             if before[needed, seed]:
                 return Outcome(arm, seed, folder, {}, {}, f"its preparatory run {needed}: {before[needed, seed]}")
-        failed, cpu_s = self.trained(name, overrides, seed, folder)
-        if failed:
-            return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, failed)
+        with self.one_at_a_time[folder]:
+            failed, cpu_s = self.trained(name, overrides, seed, folder)
+            if failed:
+                return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, failed)
+            try:
+                numbers = self.judged(name, folder)
+            except (UserError, ExperienceError) as error:
+                self.said(f"{name}: FAILED under judgement, {error}")
+                return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, f"judging: {error}")
+        self.check_tags(numbers)
+        return Outcome(arm, seed, folder, numbers, {"cpu_s": cpu_s})
+
+    def judged(self, name: str, folder: Path) -> dict[str, float | None]:
+        """Tag -> value of a trained run, judged by what it is not judged by yet."""
         kept = read_scores(folder)
         scores = kept.setdefault("scores", {})
         if missing := [part for part in self.ablation.measures if part not in scores]:
@@ -116,8 +139,17 @@ class Runner:
             with self.judging:
                 scores |= self.judge(folder, missing)
             write_scores(folder, kept)
-        numbers = {tag: n.get("value") for part in self.ablation.measures for tag, n in scores[part].items()}
-        return Outcome(arm, seed, folder, numbers, {"cpu_s": cpu_s})
+        return {tag: n.get("value") for part in self.ablation.measures for tag, n in scores[part].items()}
+
+    def check_tags(self, numbers: Mapping[str, float | None]) -> None:
+        """Refuse a column or a metric that no measure gives: a misspelt one would be empty for every arm."""
+        for tag in (*self.ablation.columns, *(claim.metric for claim in self.ablation.claims)):
+            if tag not in numbers:
+                near = difflib.get_close_matches(tag, numbers, n=3, cutoff=0.5)
+                raise UserError(
+                    f"{self.ablation.name}: '{tag}' is no number of {', '.join(self.ablation.measures)};"
+                    f" near it: {', '.join(near) or ', '.join(sorted(numbers))}"
+                )
 
     def trained(self, name: str, overrides: Overrides, seed: int, folder: Path) -> tuple[str, float]:
         """Train a run, unless it is: what went wrong (empty: nothing), and the CPU-seconds of this and earlier tries."""
@@ -151,12 +183,17 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         threads = str(self.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with (folder / LOG).open("ab") as log:
+        with (folder / LOG).open("ab") as log, (folder / LOCK).open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child holds it too, and beyond our own end
+            except BlockingIOError:
+                return "another process trains it: wait for that, or end it", 0.0
             child = subprocess.Popen(
                 [sys.executable, "-m", "lit_wm", *self.command(overrides, seed)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                pass_fds=[lock.fileno()],
             )
             self.children.add(child)
             _, status, used = os.wait4(child.pid, 0)
@@ -181,9 +218,16 @@ def cpu_seconds(used: resource.struct_rusage) -> float:
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What is known of a run: ``trained``, ``cpu_s`` and, by measure, ``scores``; nothing for one that is not there."""
+    """What is known of a run: ``trained``, ``cpu_s`` and, by measure, ``scores``; nothing for one that is not there.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
     file = folder / SCORES
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} cannot be read ({error}): delete it, and the run is judged again") from error
 
 
 def write_scores(folder: Path, kept: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lit_wm.ablation.definition import Claim
 from lit_wm.evaluation.statistics import paired_t, t_interval
 
+LEAST_SEEDS, ROUNDING = 3, 1e-9
 Scores = Mapping[str, Mapping[int, Mapping[str, float | None]]]  # arm -> seed -> tag -> value
 
 
@@ -17,7 +18,8 @@ class Verdict:
 
     Args:
         word: ``supported``: the whole 95 % interval of the paired difference is above 0; ``contradicted``: below 0;
-            ``undecided at this budget``: neither; ``not measured``: fewer than two seeds have both arms.
+            ``undecided at this budget``: neither, or fewer than three seeds, or differences without spread, which say nothing
+            of the next seed; ``not measured``: fewer than two seeds have both arms.
         seeds: how many have both.
         mean: of above less below; None where it is not measured.
         low: end of the interval.
@@ -38,7 +40,8 @@ def judge_claim(claim: Claim, scores: Scores) -> Verdict:
     if len(both) < 2:
         return Verdict("not measured", len(both))
     mean, low, high = paired_t([above[seed] for seed in both], [below[seed] for seed in both])
-    word = "supported" if low > 0 else "contradicted" if high < 0 else "undecided at this budget"
+    decided = len(both) >= LEAST_SEEDS and high - low > ROUNDING
+    word = "undecided at this budget" if not decided or low <= 0 <= high else "supported" if low > 0 else "contradicted"
     return Verdict(word, len(both), mean, low, high)
 
 

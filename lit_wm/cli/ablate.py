@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +71,15 @@ def main(argv: list[str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     seeds = list(range(options.seeds))
     runner = Runner(ablation, options.runs, Judge(threads), threads, console.print)
+    check_commands(runner)
     if options.dry_run:
         dry_run(runner, seeds)
         return
-    outcomes = runner.run(seeds, options.jobs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: trainings are stopped too
+    try:
+        outcomes = runner.run(seeds, options.jobs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     out = options.out / f"{ablation.name}-{ablation.budget}"
     console.print(report.write(ablation, seeds, outcomes, datetime.date.today().isoformat(), out))
     console.print(", ".join(str(out / name) for name in (report.TABLE, report.PLOT, report.RESULTS)))
@@ -105,6 +113,22 @@ class Judge:
             part: {tag: n.to_dict() for tag, n in MEASURES[part](run.model, clips, index.spec, settings).items()}
             for part in measures
         }
+
+
+def check_commands(runner: Runner) -> None:
+    """Parse what every arm asks for, so that a misspelt key is found now and not when its turn comes.
+
+    Raises:
+        UserError: names the arm.
+    """
+    from lit_wm.cli.train import main as fit
+
+    for name, overrides in (runner.ablation.first | runner.ablation.arms).items():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            try:
+                fit([*runner.command(overrides, 0), "--print_config"])
+            except UserError as error:
+                raise UserError(f"{runner.ablation.name}: {name}: {error}") from error
 
 
 def dry_run(runner: Runner, seeds: Sequence[int]) -> None:

@@ -38,8 +38,11 @@ def measure_play(subject: Subject, options: argparse.Namespace) -> dict[str, Any
     period = 2 * max(options.length // 4, 1)
     unending = [timed(lambda: long.step(action, generator=generator))[0] for _ in range(period)]
     cpu, wall = ([run[i] for run in runs] for i in (0, 1))
+    dynamics = model.dynamics
+    small = dynamics.settings.kind == "autoregressive"
+    steps = f"{dynamics.tokens} tokens one by one" if small else f"{dynamics.settings.sampling_steps} steps"
     return {
-        "name": f"{subject.name}, {model.dynamics.settings.sampling_steps} steps a frame",
+        "name": f"{subject.name}, {steps} a frame",
         "threads": options.threads,
         "parameters": subject.parameters,
         "cpu_ms_median": statistics.median(cpu),

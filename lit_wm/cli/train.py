@@ -31,13 +31,13 @@ from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.episode_report import EpisodeReport
 from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
-from lit_wm.checkpoint_file import AtomicCheckpointIO, read_checkpoint
+from lit_wm.checkpoint_file import CHECKPOINT, AtomicCheckpointIO, read_checkpoint
 from lit_wm.cli.unknown_keys import config_files, file_of, nearest, refuse_unknown_empty_keys
 from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
 from lit_wm.genie import GenieModule
 from lit_wm.jepa import JEPAModule
-from lit_wm.loading import CHECKPOINT, CONFIG
+from lit_wm.loading import CONFIG
 from lit_wm.world_model import WorldModel
 
 __all__ = [

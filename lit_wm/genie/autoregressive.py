@@ -20,11 +20,14 @@ class RasterDecoder(nn.Module):
     Args:
         grid: (rows, columns).
         dim, heads, ffn, blocks: sizes.
+        qk_norm: normalise queries and keys.
     """
 
-    def __init__(self, grid: tuple[int, int], dim: int, heads: int, ffn: int, blocks: int) -> None:
+    def __init__(
+        self, grid: tuple[int, int], dim: int, heads: int, ffn: int, blocks: int, qk_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SpaceBlock(dim, heads, ffn, causal=True) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SpaceBlock(dim, heads, ffn, qk_norm, causal=True) for _ in range(blocks))
         self.norm_in, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.register_buffer("space_nd", sincos_2d(*grid, dim), persistent=False)
 
@@ -66,10 +69,10 @@ class AutoregressiveDynamics(nn.Module):
         self.input = FrameInput(grid, codebook, action_dim, s)
         written = s.blocks // 2
         self.transformer = STTransformer(
-            grid, frames, s.dim, s.heads, s.ffn, s.blocks - written, self.input.extra_tokens
+            grid, frames, s.dim, s.heads, s.ffn, s.blocks - written, self.input.extra_tokens, qk_norm=s.qk_norm
         )
         self.start = nn.Parameter(torch.randn(s.dim) * 0.02)
-        self.decoder = RasterDecoder(grid, s.dim, s.heads, s.ffn, written)
+        self.decoder = RasterDecoder(grid, s.dim, s.heads, s.ffn, written, s.qk_norm)
 
     def context(self, tokens_btn: Tensor, action_bta: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """h (B,T,N,D) of frames, each with the action taken **after** it (B,T,A), and what is kept of them."""

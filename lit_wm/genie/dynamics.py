@@ -34,7 +34,9 @@ class DynamicsModel(nn.Module):
         self.frames, self.tokens = frames, grid[0] * grid[1]
         self.input = FrameInput(grid, codebook, action_dim, s)
         self.mask_token = nn.Parameter(torch.randn(s.dim) * 0.02)
-        self.transformer = STTransformer(grid, frames, s.dim, s.heads, s.ffn, s.blocks, self.input.extra_tokens)
+        self.transformer = STTransformer(
+            grid, frames, s.dim, s.heads, s.ffn, s.blocks, self.input.extra_tokens, qk_norm=s.qk_norm
+        )
 
     def embed(self, tokens_btn: Tensor, mask_btn: Tensor | None, led_bta: Tensor) -> Tensor:
         """Tokens, masked where ``mask_btn``, and the action that led to each frame -> (B,T,[1+]N,D).

@@ -20,6 +20,8 @@ class DynamicsSettings:
         ffn: hidden width of the feed-forward layers; the paper is silent, 4 x ``dim`` is usual.
         blocks: ST blocks; ``autoregressive`` uses half of them (rounded up) to read the past and half to write tokens.
         action: ``add`` the latent action to all tokens of its frame (the paper), or ``prepend`` it as one more token (jasmine).
+        qk_norm: normalise queries and keys. The paper's large dynamics does, for stability at scale; its case study says nothing of
+            it.
         sampling_steps: MaskGIT steps per frame; ``maskgit`` alone.
         temperature: divides the logits when sampling; the main paper's 2 (CoinRun uses 1). What callers ask for
             (``imagine(temperature=...)``) multiplies it.
@@ -38,6 +40,7 @@ class DynamicsSettings:
     ffn: int = 2048
     blocks: int = 12
     action: str = "add"
+    qk_norm: bool = False
     sampling_steps: int = 25
     temperature: float = 2.0
     know_codes: bool = False

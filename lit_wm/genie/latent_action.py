@@ -148,7 +148,7 @@ class LatentActionModel(nn.Module):
         token_dim: width of the tokenizer's code vectors, with ``input: tokens``.
 
     Raises:
-        UserError: an unknown way of pooling or of seeing, or settings that contradict each other.
+        UserError: an unknown way of pooling or of seeing, or settings that contradict each other or leave nothing to see.
     """
 
     def __init__(
@@ -163,6 +163,10 @@ class LatentActionModel(nn.Module):
             refuse_given("latent action model", s, OF_PIXELS, "it sees tokens")
         if s.continuous_warmup == 0:
             refuse_given("latent action model", s, ("warmup_noise",), "it has no continuous_warmup")
+        if s.pool == "token" and s.encoder_blocks == 0:
+            raise UserError(
+                "encoder_blocks of the latent action model is 0, but pool 'token' sees frames through them alone"
+            )
         if s.burn_in > frames - 2:
             raise UserError(
                 f"burn_in {s.burn_in} of the latent action model leaves nothing of clips of {frames} frames"

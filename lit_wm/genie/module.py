@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_wm.checkpoint_file import read_checkpoint
 from lit_wm.contract import Batch, State, map_state, repeat_samples
-from lit_wm.distributed import global_sum, load_weights, world_size
-from lit_wm.errors import UserError, check_bounds
+from lit_wm.distributed import global_sum, world_size
+from lit_wm.errors import UserError, check_bounds, check_shares
 from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.latent_action import LatentActionModel, LatentActionSettings
 from lit_wm.genie.learning_order import PARTS, OptimizerSettings, needed_parts, trained_parts, turns
 from lit_wm.genie.rollout import make_dynamics, rollout
-from lit_wm.genie.settings import check_learning, check_parts, check_sharded, check_turns, settings_from
+from lit_wm.genie.settings import (
+    check_learning,
+    check_parts,
+    check_sharded,
+    check_turns,
+    settings_from,
+    warn_of_clips,
+    warn_of_turns,
+)
 from lit_wm.genie.st_transformer import BLOCKS
+from lit_wm.genie.take_over import take_over
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
@@ -58,8 +64,8 @@ class GenieModule(WorldModel):
             300,000.
         lam_steps: updates of the latent action model in the order ``separate``. The paper's 200,000, which it shares with the
             dynamics there.
-        tokenizer_checkpoint: checkpoint of a Genie run whose tokenizer is taken over when a fit begins; needed by ``world`` and
-            ``dynamics``.
+        tokenizer_checkpoint: Genie run (its folder or a checkpoint) whose tokenizer is taken over when a fit begins; needed by
+            ``world`` and ``dynamics``.
         lam_checkpoint: likewise of its latent action model; needed by ``dynamics``.
         lam_objective: what teaches the codes. ``pixel``: the LAM's own decoder, and the dynamics takes them with a stopped
             gradient (paper). ``dynamics``: only the cross-entropy of the dynamics (article). ``both``: both.
@@ -105,7 +111,14 @@ class GenieModule(WorldModel):
         t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
         a = settings_from(LatentActionSettings, lam, "lam")
         d = settings_from(DynamicsSettings, dynamics, "dynamics")
-        check_bounds("genie model", {"frames": frames}, {"frames": 2})
+        given = {
+            "frames": frames,
+            "tokenizer_steps": tokenizer_steps,
+            "lam_steps": lam_steps,
+            "weight_decay": weight_decay,
+        }
+        check_bounds("genie model", given, {"frames": 2, "tokenizer_steps": 0, "lam_steps": 0, "weight_decay": 0})
+        check_shares("genie model", {"betas[0]": betas[0], "betas[1]": betas[1]})
         check_parts(t, a, d)
         check_learning(order, lam_objective, self.optimizers_of)
         self.turns = turns(order, tokenizer_steps, lam_steps)
@@ -234,23 +247,23 @@ class GenieModule(WorldModel):
         return lambda step: settings.factor(step - begin, (total if end is None else end) - begin)
 
     def setup(self, stage: str) -> None:
-        """Warn of parts whose turn never comes. Tell DDP that not all parts learn in every step: as it comes it waits for ever for
-        gradients of those that do not.
+        """Warn of parts whose turn never comes, and of times that no clip reaches. Tell DDP that not all parts learn in every step:
+        as it comes it waits for ever for gradients of those that do not.
 
         Raises:
             UserError: FSDP2 with codebooks that it cannot hold.
         """
         super().setup(stage)
-        late = [part for part, (begin, _) in self.turns.items() if 0 < self.trainer.max_steps <= begin]
-        if stage == "fit" and late:
-            rank_zero_warn(
-                f"trainer.max_steps {self.trainer.max_steps} ends before the turn of {' and '.join(late)} (update"
-                f" {self.turns[late[0]][0]}), which will not be trained"
-            )
+        if stage == "fit":
+            warn_of_turns(self.turns, self.trainer.max_steps)
+            warn_of_clips(self.frames, getattr(getattr(self.trainer, "datamodule", None), "clip_length", self.frames))
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             check_sharded({"tokenizer": self.tokenizer.settings, "lam": self.lam.settings})
-        all_learn = self.order == "joint" and self.lam_objective != "dynamics"
+        waits = any(
+            s.codebook == "gradient" and s.continuous_warmup for s in (self.tokenizer.settings, self.lam.settings)
+        )
+        all_learn = self.order == "joint" and self.lam_objective != "dynamics" and not waits
         if isinstance(strategy, DDPStrategy) and not all_learn:
             strategy._ddp_kwargs["find_unused_parameters"] = True
 
@@ -260,26 +273,11 @@ class GenieModule(WorldModel):
             return
         for part, path in self.taken_from.items():
             if path is not None:
-                self.take_over(part, path)
+                take_over(getattr(self, part), part, path)
             elif part in needed_parts(self.order, self.lam.settings.input):
                 raise UserError(
                     f"order '{self.order}' of the genie model needs '{part}_checkpoint', a checkpoint with a trained {part}"
                 )
-
-    def take_over(self, part: str, path: str) -> None:
-        """Copy the ``tokenizer`` or the ``lam`` out of the checkpoint of a Genie run.
-
-        Raises:
-            UserError: no such file, another route's checkpoint, or a part of another size, such as another number of codes.
-        """
-        checkpoint = read_checkpoint(Path(path), self.route)
-        begins = f"{part}."
-        weights = {k.removeprefix(begins): v for k, v in checkpoint["state_dict"].items() if k.startswith(begins)}
-        try:
-            load_weights(getattr(self, part), weights)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"{part}_checkpoint {path} holds a {part} of another size: {reason}") from error
 
     def frames_of(self, batch: Batch) -> Tensor:
         """(B,T,C,H,W) float in [0, 1], made on the device.
@@ -288,7 +286,9 @@ class GenieModule(WorldModel):
             UserError: an episode begins inside a clip.
         """
         if "is_first" in batch and bool(batch["is_first"][:, 1:].any()):
-            raise UserError("'is_first' is set inside a clip: the genie model needs clips that lie within one episode")
+            raise UserError(
+                "'is_first' is set inside a clip: the genie model needs clips that lie within one episode (cross_episodes false)"
+            )
         return batch["frames"].to(self.dtype) / 255
 
     # ---- the contract --------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lit_wm.errors import UserError, check_bounds, check_choice, refuse_given
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_wm.errors import UserError, check_bounds, check_choice, check_shares, refuse_given
 from lit_wm.genie.dynamics_settings import ACTIONS, KINDS, DynamicsSettings
 from lit_wm.genie.latent_action import LatentActionSettings
 from lit_wm.genie.learning_order import DECAYS, ORDERS, PARTS, OptimizerSettings
@@ -57,8 +59,10 @@ def check_parts(tokenizer: TokenizerSettings, lam: LatentActionSettings, dynamic
         raise UserError(f"lam.input 'tokens' of the genie model: lam.patch must be the tokenizer's {tokenizer.patch}")
     check_choice("dynamics.kind of the genie model", dynamics.kind, KINDS)
     check_choice("dynamics.action of the genie model", dynamics.action, ACTIONS)
-    if not 0 <= dynamics.whole_frames < 1:
-        raise UserError(f"dynamics.whole_frames of the genie model is {dynamics.whole_frames}, it must be in [0, 1)")
+    for part, settings in (("tokenizer", tokenizer), ("lam", lam)):
+        shares = {"decay": settings.decay, "restart_below": settings.restart_below}
+        check_shares(f"genie model's {part}", shares)
+    check_shares("genie model's dynamics", {"whole_frames": dynamics.whole_frames})
     if dynamics.kind == "autoregressive":
         refuse_given("genie model's dynamics", dynamics, ("sampling_steps", "whole_frames"), "kind is autoregressive")
         check_bounds("genie model's autoregressive dynamics", vars(dynamics), {"blocks": 2})
@@ -92,6 +96,25 @@ def check_turns(of_parts: Mapping[str, tuple[int, int | None]], warmups: Mapping
                 f"{part}.continuous_warmup {warmups[part]} leaves none of the {end - begin} {part}_steps of the genie model to"
                 " its codebook"
             )
+
+
+def warn_of_turns(of_parts: Mapping[str, tuple[int, int | None]], max_steps: int) -> None:
+    """Warn of parts whose turn does not come before the fit ends."""
+    late = [part for part, (begin, _) in of_parts.items() if 0 < max_steps <= begin]
+    if late:
+        rank_zero_warn(
+            f"trainer.max_steps {max_steps} ends before the turn of {' and '.join(late)} (update {of_parts[late[0]][0]}), which"
+            " will not be trained"
+        )
+
+
+def warn_of_clips(frames: int, clip_length: int) -> None:
+    """Warn of a window of ``frames`` that no clip fills."""
+    if clip_length < frames:
+        rank_zero_warn(
+            f"clips of {clip_length} frames train a genie model that remembers {frames}: in play its window grows to times that"
+            f" it never saw; set model.init_args.frames to {clip_length}, or clip_length to {frames}"
+        )
 
 
 def check_sharded(parts: Mapping[str, TokenizerSettings | LatentActionSettings]) -> None:

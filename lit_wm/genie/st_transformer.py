@@ -28,12 +28,13 @@ class STBlock(nn.Module):
         dim: width D.
         heads: attention heads.
         ffn: hidden width of the feed-forward layer.
+        qk_norm: normalise queries and keys.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int) -> None:
+    def __init__(self, dim: int, heads: int, ffn: int, qk_norm: bool = False) -> None:
         super().__init__()
-        self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
-        self.norm_time, self.time = nn.LayerNorm(dim), TimeAttention(dim, heads)
+        self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads, qk_norm=qk_norm)
+        self.norm_time, self.time = nn.LayerNorm(dim), TimeAttention(dim, heads, qk_norm)
         self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
@@ -49,13 +50,13 @@ class SpaceBlock(nn.Module):
     """Attention within each frame, then a feed-forward layer: a ViT that sees every frame by itself.
 
     Args:
-        dim, heads, ffn: as for :class:`STBlock`.
+        dim, heads, ffn, qk_norm: as for :class:`STBlock`.
         causal: tokens see only those before them in reading order, and ``past`` holds tokens of the same frame.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int, causal: bool = False) -> None:
+    def __init__(self, dim: int, heads: int, ffn: int, qk_norm: bool = False, causal: bool = False) -> None:
         super().__init__()
-        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, causal)
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, causal, qk_norm=qk_norm)
         self.norm_ffn, self.ffn = nn.LayerNorm(dim), MLP(dim, ffn)
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues | None]:
@@ -101,6 +102,7 @@ class STTransformer(nn.Module):
         extra_tokens: learned tokens that stand before those of the grid, without a place.
         positions: False leaves the position code out; attention over time stays causal.
         attention: ``factored``, Genie's; for comparison ``full``, over space and time at once, and ``space``, within a frame.
+        qk_norm: normalise queries and keys.
     """
 
     def __init__(
@@ -114,10 +116,11 @@ class STTransformer(nn.Module):
         extra_tokens: int = 0,
         positions: bool = True,
         attention: str = "factored",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.frames = frames
-        self.blocks = nn.ModuleList(BLOCKS[attention](dim, heads, ffn) for _ in range(blocks))
+        self.blocks = nn.ModuleList(BLOCKS[attention](dim, heads, ffn, qk_norm) for _ in range(blocks))
         self.norm_in, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         space_nd = torch.cat([torch.zeros(extra_tokens, dim), sincos_2d(*grid, dim)])
         self.register_buffer("space_nd", space_nd * positions, persistent=False)

@@ -150,8 +150,9 @@ class VectorQuantizer(nn.Module):
         self._started = not kmeans_start
 
     def encode(self, z: Tensor) -> Tensor:
-        """(..., D) -> (...) int64 nearest codes. Learns nothing."""
-        return nearest_codes(z.reshape(-1, z.shape[-1]).float(), self.codebook).view(z.shape[:-1])
+        """(..., D) -> (...) int64 nearest codes, the same as in training. Learns nothing."""
+        with torch.autocast(z.device.type, enabled=False):  # distances lose the small differences in half precision
+            return nearest_codes(z.reshape(-1, z.shape[-1]).float(), self.codebook).view(z.shape[:-1])
 
     def embed(self, codes: Tensor) -> Tensor:
         """(...) -> (..., D) the codes' vectors."""
@@ -163,7 +164,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise; in training mode also learn the codebook (see the class)."""
-        with torch.autocast(z.device.type, enabled=False):  # distances lose the small differences in half precision
+        with torch.autocast(z.device.type, enabled=False):  # as in encode
             z = z.float()
             z_nd = z.reshape(-1, z.shape[-1])
             if self.training and not self._started:

@@ -57,11 +57,11 @@ class TimeAttention(Attention):
     """Causal attention along the time of each place: (B,T,N,D) tokens stay where they lie in memory.
 
     Args:
-        dim, heads: as for :class:`Attention`.
+        dim, heads, qk_norm: as for :class:`Attention`.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads, causal=True)
+    def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__(dim, heads, causal=True, qk_norm=qk_norm)
 
     def forward(self, x_btnd: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
         """(B,T,N,D) -> (B,T,N,D), and the new keys and values (B,N*heads,T,D/heads)."""
@@ -71,6 +71,7 @@ class TimeAttention(Attention):
             F.linear(x_btnd, w, bias).view(b, t, n * self.heads, d // self.heads).transpose(1, 2)
             for w, bias in zip(weights, biases, strict=True)
         )
+        q, k = self.q_norm(q), self.k_norm(k)
         x = attend(q, k, v, past, causal=True)
         return self.proj(x.transpose(1, 2).reshape(b, t, n, d)), (k, v)
 

@@ -60,6 +60,26 @@ def learn_as(rank, address, folder):
     dist.destroy_process_group()
 
 
+def count_as(rank, address, folder):
+    """The dynamics' loss of one of two ranks, of which the first has three masked tokens and the second one."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = GenieModule(
+        SPEC.to_dict(), frames=6, order="joint", **{name: CODER | PARTS[name] for name in PARTS}
+    ).train()
+    nats_m = torch.tensor([[1.0, 2.0, 3.0], [10.0]][rank])
+    model.dynamics.loss = lambda tokens, actions: (nats_m, nats_m > 0)
+    torch.save(model._dynamics_losses(None, None)["dynamics_ce"], folder / f"loss-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_masked_token_counts_alike_on_whichever_rank(tmp_path):
+    ranks = [another_process.start(count_as, rank, f"file://{tmp_path / 'store'}", tmp_path) for rank in (0, 1)]
+    assert [another_process.exit_code(process) for process in ranks] == [0, 0]
+    losses = [torch.load(tmp_path / f"loss-{rank}.pt") for rank in (0, 1)]
+    assert sum(losses) / 2 == (1 + 2 + 3 + 10) / 4, "DDP averages gradients over ranks"
+
+
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path):
     store = f"file://{tmp_path / 'store'}"

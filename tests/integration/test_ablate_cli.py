@@ -104,3 +104,11 @@ def test_all_that_come_with_lit_wm_are_listed_with_what_was_found(folder, capsys
 )
 def test_what_cannot_be_run_is_said_in_one_line(folder, capsys, words, told):
     assert told in said(capsys, ["ablate", *words])
+
+
+@pytest.mark.parametrize("words", [[], ["--dry_run"]])
+def test_a_misspelt_key_of_an_arm_is_found_before_anything_is_trained(folder, capsys, words):
+    arms = {"k8": {}, "k2": {"model.init_args.lam.kodes": 2}, "broken": {}}
+    (folder / "codes.yaml").write_text(yaml.safe_dump(SAID | {"arms": arms}, sort_keys=False))
+    assert "codes: k2: " in (told := said(capsys, ["ablate", "codes.yaml", *words])) and "kodes" in told
+    assert not (folder / "runs").exists()

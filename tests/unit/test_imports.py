@@ -17,7 +17,7 @@ ALLOWED = {
     "optim": {"optim"},
     "world_model": SHARED,
     "loading": SHARED,
-    "ablation": {"contract", "errors", "evaluation", "ablation"},
+    "ablation": {"checkpoint_file", "contract", "errors", "evaluation", "ablation"},
     "callbacks": {"contract", "errors", "distributed", "callbacks", "evaluation"},
     "evaluation": {"contract", "errors", "evaluation"},
     "play": {"contract", "errors", "evaluation", "play"},

@@ -1,5 +1,7 @@
 """What an ablation file may say, and what is refused in one line."""
 
+import shutil
+
 import pytest
 import yaml
 
@@ -61,6 +63,17 @@ def test_equal_trainings_share_a_folder_and_others_do_not(read, tmp_path):
     assert len(others | {one, names(read())["one"]}) == 7, "an edited base is another training"
 
 
+def test_other_data_is_another_training(read, make_recording):
+    root = make_recording([9, 9, 9])
+    said = {"arms": {"one": {"data.init_args.root": str(root)}}, "claims": None}
+    before = read(**said)
+    names = [before.run_name(before.arms["one"], 0)]
+    assert names == [before.run_name(before.arms["one"], 0)]
+    shutil.rmtree(root)
+    make_recording([9, 9, 10])
+    assert before.run_name(before.arms["one"], 0) not in names
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -75,6 +88,12 @@ def test_equal_trainings_share_a_folder_and_others_do_not(read, tmp_path):
         ({"claims": [{**SAID["claims"][0], "above": "three"}]}, "'three' is not one of the arms one, two"),
         ({"claims": [{**SAID["claims"][0], "abov": "three"}]}, "did you mean 'above'"),
         ({"claims": [{"says": "x"}]}, "claims.0 lacks the key 'source'"),
+        ({"claims": [{**SAID["claims"][0], "above": "two"}]}, "claims.0 compares 'two' with itself"),
+        ({"claims": 3}, "claims must be a list"),
+        ({"first": ["x"]}, "first must be a mapping"),
+        ({"first": {"x": {"a": "{x}"}}}, "first.x.a takes {x}, but only arms take a checkpoint"),
+        ({"first": {"x": {}}, "arms": {"one": {"a": ["{x}"]}, "two": {}}}, "arms.one.a takes {x}, but only arms"),
+        ({"arms": {"one": {"a": "{x-1}"}, "two": {}}}, "takes {x-1}, which is not one of first"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_file_and_key(read, changes, word):

@@ -1,5 +1,6 @@
 """What is trained, what is not trained again, and what a failure leaves alone."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 
 from lit_wm.ablation import report
 from lit_wm.ablation.definition import Ablation, Claim
-from lit_wm.ablation.running import Runner, options
+from lit_wm.ablation.running import LOCK, Runner, options
+from lit_wm.errors import UserError
 
 
-def ablation(tmp_path, first=(), arms=("one", "two"), measures=("codes",)):
+def ablation(tmp_path, first=(), arms=("one", "two"), measures=("codes",), columns=("score",)):
     (tmp_path / "configs").mkdir(exist_ok=True)
     base = tmp_path / "configs" / "base.yaml"
     base.write_text("name: base\n")
@@ -19,7 +21,7 @@ def ablation(tmp_path, first=(), arms=("one", "two"), measures=("codes",)):
     overrides = {arm: {"number": place} for place, arm in enumerate(arms)}
     for arm, name in zip(overrides, first, strict=False):
         overrides[arm]["from"] = f"{{{name}}}"
-    return Ablation("small", "quick", "Which?", base, before, overrides, measures, ("score",), (claim,))
+    return Ablation("small", "quick", "Which?", base, before, overrides, measures, columns, (claim,))
 
 
 @pytest.fixture
@@ -35,6 +37,8 @@ def make(tmp_path, monkeypatch):
         return ("exit code 1: broken" if (arm, seed) in fails else ""), 2.0
 
     def judge(folder, measures):
+        if ("judge", folder) in fails:
+            raise UserError("the shards are not those")
         judged.append((folder.name, tuple(measures)))
         return {part: {"score": {"value": 1.0 if "seed0" in folder.name else 2.0}} for part in measures}
 
@@ -42,7 +46,7 @@ def make(tmp_path, monkeypatch):
 
     def build(**given):
         runner = Runner(ablation(tmp_path, **given), tmp_path / "runs", judge, threads=1)
-        runner.done, runner.judged, runner.fails = done, judged, fails
+        runner.done, runner.judgements, runner.fails = done, judged, fails
         return runner
 
     return build
@@ -51,9 +55,9 @@ def make(tmp_path, monkeypatch):
 def test_what_is_trained_and_judged_is_not_done_again(make):
     first = make().run([0, 1], jobs=2)
     runner = make()
-    assert sorted(runner.done) == [("one", 0), ("one", 1), ("two", 0), ("two", 1)] and len(runner.judged) == 4
+    assert sorted(runner.done) == [("one", 0), ("one", 1), ("two", 0), ("two", 1)] and len(runner.judgements) == 4
     assert runner.run([0, 1], jobs=1) == first
-    assert len(runner.done) == 4 and len(runner.judged) == 4
+    assert len(runner.done) == 4 and len(runner.judgements) == 4
     assert [o.numbers["score"] for o in first] == [1.0, 1.0, 2.0, 2.0] and first[0].cost == {"cpu_s": 2.0}
 
 
@@ -61,7 +65,7 @@ def test_a_new_measure_judges_and_does_not_train(make):
     make().run([0], jobs=1)
     runner = make(measures=("codes", "pictures"))
     runner.run([0], jobs=1)
-    assert len(runner.done) == 2 and {parts for _, parts in runner.judged[2:]} == {("pictures",)}
+    assert len(runner.done) == 2 and {parts for _, parts in runner.judgements[2:]} == {("pictures",)}
 
 
 def test_a_failed_arm_leaves_the_others_alone_and_is_tried_again(make):
@@ -77,11 +81,62 @@ def test_a_failed_arm_leaves_the_others_alone_and_is_tried_again(make):
     assert next(o for o in again if (o.arm, o.seed) == ("one", 1)).cost == {"cpu_s": 4.0}, "of both tries"
 
 
+def test_a_run_that_cannot_be_judged_leaves_the_others_alone_and_is_not_trained_again(make):
+    runner = make()
+    bad = ("judge", runner.folder(runner.ablation.arms["one"], 1))
+    runner.fails.add(bad)
+    outcomes = runner.run([0, 1], jobs=2)
+    assert [(o.arm, o.seed, o.failed) for o in outcomes if o.failed] == [
+        ("one", 1, "judging: the shards are not those")
+    ]
+    table = report.markdown(runner.ablation, outcomes, "2026-01-01")
+    assert "| one | 1.000 (1 of 2) |" in table
+    runner.fails.clear()
+    assert not [o for o in runner.run([0, 1], jobs=1) if o.failed] and len(runner.done) == 4
+
+
+def test_a_column_that_no_measure_gives_stops_it_after_the_first_run(make):
+    runner = make(columns=("score", "scores/one"))
+    with pytest.raises(UserError, match="small: 'scores/one' is no number of codes; near it: score"):
+        runner.run([0, 1], jobs=1)
+    assert len(runner.done) < 4
+
+
+def test_scores_that_cannot_be_read_are_said_in_one_line(make):
+    runner = make()
+    runner.run([0], jobs=1)
+    (runner.folder(runner.ablation.arms["one"], 0) / "scores.json").write_text("{")
+    with pytest.raises(UserError, match=r"scores\.json cannot be read \(.*\): delete it"):
+        runner.run([0], jobs=2)
+
+
+def test_arms_that_ask_for_the_same_share_one_training(make):
+    runner = make()
+    runner.ablation.arms["two"]["number"] = runner.ablation.arms["one"]["number"]
+    outcomes = runner.run([0], jobs=2)
+    assert len(runner.done) == 1 and [o.numbers["score"] for o in outcomes] == [1.0, 1.0]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+    runner = Runner(ablation(tmp_path), tmp_path / "runs", judge=lambda *_: {}, threads=1)
+    folder = runner.folder(runner.ablation.arms["one"], 0)
+    folder.mkdir(parents=True)
+    with (folder / LOCK).open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert runner.train(runner.ablation.arms["one"], 0, folder) == (
+            "another process trains it: wait for that, or end it",
+            0.0,
+        )
+    assert not (folder / "fit.log").read_text()
+
+
 def test_what_goes_before_is_trained_once_a_seed_and_first(make):
     runner = make(first=("before",), arms=("one", "two", "three"))
     runner.run([0, 1], jobs=2)
     assert (
-        sorted(runner.done[:2]) == [("before", 0), ("before", 1)] and len(runner.done) == 8 and len(runner.judged) == 6
+        sorted(runner.done[:2]) == [("before", 0), ("before", 1)]
+        and len(runner.done) == 8
+        and len(runner.judgements) == 6
     )
     words = runner.command(runner.ablation.arms["one"], 1)
     before = str(runner.folder(runner.ablation.first["before"], 1) / "checkpoints" / "last.ckpt")

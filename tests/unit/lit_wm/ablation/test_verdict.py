@@ -34,6 +34,17 @@ def test_only_seeds_that_both_arms_have_are_paired():
     assert judge_claim(CLAIM, {}).word == "not measured"
 
 
+def test_pairs_are_of_the_same_seed():
+    """Seeds differ by more than arms do: paired by seed the difference is sure, and otherwise it drowns."""
+    a, b = {0: 1.1, 1: 5.12, 2: 9.11}, {2: 9.0, 0: 1.0, 1: 5.0}
+    assert judge_claim(CLAIM, scores(a, b)).word == "supported"
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.3] * 5, [0.1 + 0.2] * 5), ([1.0] * 5, [0.999] * 5), ([1.0, 1.1], [0.0, 0.1])])
+def test_rounding_differences_without_spread_and_two_seeds_decide_nothing(a, b):
+    assert judge_claim(CLAIM, scores(dict(enumerate(a)), dict(enumerate(b)))).word == "undecided at this budget"
+
+
 def test_a_summary_says_as_much_as_its_seeds_do():
     assert summary({}) is None and summary({3: 0.5}) == (0.5, 0.5, 0.5)
     mean, low, high = summary({0: 1.0, 1: 2.0, 2: 3.0})

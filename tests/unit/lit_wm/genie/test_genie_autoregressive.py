@@ -85,6 +85,17 @@ def test_cached_rollout_equals_the_uncached_one(model, temperature):
     assert torch.equal(cached, torch.stack(drawn, 1))
 
 
+def test_the_settings_temperature_multiplies_what_is_asked_for(model):
+    tokens, actions = inputs()
+    read = model.read(tokens[:, :3], actions[:, :3], 0, None)
+
+    def drawn(of_settings, asked):
+        model.settings = replace(model.settings, temperature=of_settings)
+        return model.sample(read, actions[:, 2:3], asked, torch.Generator().manual_seed(3))
+
+    assert torch.equal(drawn(2.0, 1.5), drawn(1.0, 3.0)) and not torch.equal(drawn(50.0, 1.0), drawn(1.0, 1.0))
+
+
 def test_every_part_learns(model):
     nats, _ = model.train().loss(*inputs())
     nats.mean().backward()

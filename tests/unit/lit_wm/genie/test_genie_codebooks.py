@@ -98,6 +98,14 @@ def test_settings_that_contradict_each_other(changes, message):
         make_quantizer(replace(TokenizerSettings(), **changes))
 
 
+@pytest.mark.parametrize("changes", [{}, {"codebooks": 2}, {"codebook": "fsq", "levels": (8, 8, 16), "latent_dim": 3}])
+def test_the_settings_decay_and_commitment_are_the_quantizers(changes):
+    quantizer = make_quantizer(replace(TokenizerSettings(), decay=0.75, beta=0.5, **changes))
+    each = [quantizer, *getattr(quantizer, "parts", [])]
+    assert {one.decay for one in each} == {0.75}
+    assert {one.beta for one in each if hasattr(one, "beta")} <= {0.5}
+
+
 def test_each_kind_is_made():
     kinds = [{}, {"codebooks": 2}, {"codebook": "fsq", "levels": (8, 8, 16), "latent_dim": 3}]
     made = [make_quantizer(replace(TokenizerSettings(), **kind)) for kind in kinds]

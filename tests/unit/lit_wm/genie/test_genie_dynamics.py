@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lit_wm.genie import dynamics
 from lit_wm.genie.dynamics import DynamicsModel
 from lit_wm.genie.dynamics_settings import DynamicsSettings
 from lit_wm.genie.maskgit import draw_mask, draw_tokens, kept_counts, maskgit_sample
@@ -17,7 +18,7 @@ VOCABULARY, N, W = 12, 6, 6
 
 
 @pytest.fixture(
-    params=[{}, {"know_codes": True}, {"neighbours": True}, {"action": "prepend"}],
+    params=[{}, {"know_codes": True}, {"neighbours": True}, {"action": "prepend"}, {"qk_norm": True}],
     ids=lambda options: next(iter(options), "paper"),
 )
 def model(request):
@@ -137,6 +138,26 @@ def test_temperature_widens_the_law_and_zero_is_greedy():
     assert torch.allclose(log_probability.exp(), logits[0].softmax(-1).max())
 
 
+def test_the_settings_temperature_multiplies_what_is_asked_for(model):
+    tokens, actions = inputs()
+    read = model.read(tokens[:, :3], actions[:, :3], 0, None)
+
+    def drawn(of_settings, asked):
+        model.settings = replace(model.settings, temperature=of_settings)
+        return model.sample(read, actions[:, 2:3], asked, torch.Generator().manual_seed(3))
+
+    assert torch.equal(drawn(2.0, 1.5), drawn(1.0, 3.0)) and torch.equal(drawn(0.0, 1.0), drawn(1.0, 0.0))
+    assert not torch.equal(drawn(50.0, 1.0), drawn(1.0, 1.0)), "all tokens nearly alike"
+
+
+def test_frames_are_left_whole_as_the_settings_say(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(dynamics, "draw_mask", lambda *given: (seen.append(given), draw_mask(*given))[1])
+    model.settings = replace(model.settings, whole_frames=0.3)
+    model.loss(*inputs())
+    assert [given[2] for given in seen] == [0.3]
+
+
 def test_a_settled_token_stays_and_the_surest_settle_first():
     sure = torch.tensor([0.0, 3.0, 1.0, 2.0])  # place 1 is the surest, then 3, 2, 0
     seen = []
@@ -199,5 +220,7 @@ def test_parameters_in_closed_form(model):
     known = model.settings.know_codes
     tokens_in, codes_out = (5 * d + d, d * 5 + 5) if known else (VOCABULARY * d, 0)
     around = 9 * d * d + d if model.settings.neighbours else 0
-    expected = around + 2 * block + 2 * 2 * d + tokens_in + codes_out + d + (4 * d + d) + (d * VOCABULARY + VOCABULARY)
+    normed = 4 * 2 * (d // 2) if model.settings.qk_norm else 0  # queries and keys of a head, four attentions
+    expected = around + normed + 2 * block + 2 * 2 * d + tokens_in + codes_out + d + (4 * d + d)
+    expected += d * VOCABULARY + VOCABULARY
     assert sum(p.numel() for p in model.parameters()) == expected

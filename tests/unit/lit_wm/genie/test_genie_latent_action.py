@@ -217,6 +217,12 @@ def test_without_positions_the_encoder_cannot_tell_where():
     assert not torch.allclose(m.latents(m.look(moved)), m.latents(m.look(x)), atol=1e-5)
 
 
+def test_a_pool_that_would_see_nothing_is_refused():
+    with pytest.raises(UserError, match="encoder_blocks of the latent action model is 0, but pool 'token'"):
+        model(pool="token", encoder_blocks=0)
+    model(pool="max", encoder_blocks=0)
+
+
 def test_unknown_pool():
     with pytest.raises(UserError, match="pool of the latent action model 'min'"):
         model(pool="min")

@@ -16,6 +16,7 @@ from lit_wm.contract import WorldModelContract, at
 from lit_wm.errors import UserError
 from lit_wm.genie import GenieModule
 from lit_wm.genie.learning_order import ORDERS, PARTS, OptimizerSettings, trained_parts, turns
+from lit_wm.genie.take_over import take_over
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (5,)))
 CODER = {"patch": 4, "dim": 16, "heads": 2, "ffn": 32, "encoder_blocks": 1, "decoder_blocks": 1, "codebook": "ema"}
@@ -357,7 +358,8 @@ def test_validation_of_a_checkpoint_measures_the_parts_that_had_learnt(tmp_path)
 
 
 def test_ddp_is_told_that_not_all_parts_learn_in_every_step():
-    for options, told in (({"order": "staged"}, True), ({"order": "joint"}, None)):
+    waits = {"tokenizer": {**CODER, "latent_dim": 8, "codebook": "gradient", "continuous_warmup": 1}}
+    for options, told in (({"order": "staged"}, True), ({"order": "joint"}, None), ({"order": "joint", **waits}, True)):
         m, strategy = model(**options), DDPStrategy()
         m._trainer = SimpleNamespace(strategy=strategy, precision="32-true", max_steps=1)
         m.setup("fit")
@@ -387,6 +389,17 @@ def test_parts_whose_turn_never_comes_are_named(end, warned):
     assert [f"before the turn of {warned} (" in str(one.message) for one in said] == [True] * (warned is not None)
 
 
+@pytest.mark.parametrize(("length", "warned"), [(W - 1, True), (W, False)])
+def test_a_window_that_no_clip_fills_is_warned_of(length, warned):
+    m = model()
+    data = SimpleNamespace(clip_length=length)
+    m._trainer = SimpleNamespace(strategy=None, precision="32-true", max_steps=1, datamodule=data)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        m.setup("fit")
+    assert [f"clips of {length} frames" in str(one.message) for one in said] == [True] * warned
+
+
 def test_world_takes_over_a_tokenizer(tmp_path):
     path = str(tmp_path / "genie.ckpt")
     donor = model(order="tokenizer")
@@ -402,8 +415,57 @@ def test_world_takes_over_a_tokenizer(tmp_path):
         fit(model(order="world"), 1)
     with pytest.raises(UserError, match=r"no checkpoint at .*gone\.ckpt"):
         fit(model(order="world", tokenizer_checkpoint=str(tmp_path / "gone.ckpt")), 1)
-    with pytest.raises(UserError, match="tokenizer of another size"):
-        model(tokenizer={**CODER, "codes": 32, "latent_dim": 8}).take_over("tokenizer", path)
+
+
+TAKEN = {
+    "tokenizer": [
+        ({"codes": 32}, "tokenizer.codes is 64 in tokenizer_checkpoint .*, 32 here"),
+        ({"encoder_positions": False}, "tokenizer.encoder_positions is True in .*, False here"),
+        ({"kind": "vit"}, "tokenizer.kind is st_vivit in .*, vit here"),
+        ({"heads": 4}, "tokenizer.heads is 2 in .*, 4 here"),
+    ],
+    "lam": [
+        ({"codes": 6}, "lam.codes is 8 in lam_checkpoint .*, 6 here"),
+        ({"pool": "mean"}, "lam.pool is token in .*, mean here"),
+        ({"downsample": 2, "patch": 2}, "lam.patch is 4 in .*, 2 here"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "told"), [(part, *case) for part, cases in TAKEN.items() for case in cases]
+)
+def test_a_part_that_computes_something_else_is_not_taken_over(tmp_path, part, changes, told):
+    donor = {"tokenizer": {**CODER, "codes": 64, "latent_dim": 8}, "lam": {**CODER, "latent_dim": 8}}
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    fit(model(order="tokenizer"), 1).save_checkpoint(path)
+    with pytest.raises(UserError, match=told):
+        take_over(getattr(model(**{part: donor[part] | changes}), part), part, str(path))
+    with pytest.raises(UserError, match="made for other pictures or clips"):
+        larger = ExperienceSpec({"frames": (16, 16, 1)}, ActionSpace("discrete", (5,)))
+        m = GenieModule(**dict(model().hparams) | {"experience": larger.to_dict()})
+        take_over(getattr(m, part), part, str(path))
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "lam"])
+def test_a_part_that_learnt_otherwise_is_taken_over_from_a_run_folder(tmp_path, part):
+    """How long its warm-up was, and what its quantizer kept of it, is its own affair."""
+    size = {"codes": 64, "latent_dim": 8} if part == "tokenizer" else {"latent_dim": 8}
+    learnt = {"kmeans_start": True, "restart_below": 0.1, "continuous_warmup": 1}
+    donor = model(**{part: {**CODER, **size, **learnt}})
+    fit(donor, 3).save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    for own in ({}, learnt):
+        m = model(**{part: {**CODER, **size, **own}})
+        take_over(getattr(m, part), part, str(tmp_path / "run"))
+        mine, theirs = getattr(m, part).eval(), getattr(donor, part).eval()
+        x = clips(2)["frames"] / 255
+        assert torch.equal(mine.encode(x), theirs.encode(x))
+
+
+def test_the_optimizer_has_the_settings_numbers():
+    trainer = fit(model(betas=(0.5, 0.7), weight_decay=0.03), 1)
+    (optimizer,) = trainer.optimizers
+    assert {(tuple(group["betas"]), group["weight_decay"]) for group in optimizer.param_groups} == {((0.5, 0.7), 0.03)}
 
 
 def test_the_three_parts_in_three_runs(tmp_path):
@@ -421,8 +483,6 @@ def test_the_three_parts_in_three_runs(tmp_path):
     assert any(not torch.equal(value, started[key]) for key, value in m.dynamics.state_dict().items())
     with pytest.raises(UserError, match="order 'dynamics' of the genie model needs 'lam_checkpoint'"):
         fit(model(order="dynamics", tokenizer_checkpoint=paths["tokenizer"]), 1)
-    with pytest.raises(UserError, match="holds a lam of another size"):
-        model(lam={**CODER, "codes": 6}).take_over("lam", paths["lam"])
     with pytest.raises(UserError, match="order 'latent_action' of the genie model needs 'tokenizer_checkpoint'"):
         fit(model(order="latent_action", lam={**CODER, "input": "tokens"}), 1)
     with pytest.raises(UserError, match="trains one part at a time: lam_objective must be pixel"):
@@ -448,6 +508,11 @@ def test_the_three_parts_in_three_runs(tmp_path):
             "lam.continuous_warmup 5 leaves none of the 4 lam_steps",
         ),
         ({"order": "separate", "lam_objective": "both"}, "one part at a time"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] of the genie model is 1.0, it must be in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay of the genie model is -1.0"),
+        ({"order": "separate", "tokenizer_steps": -5}, "tokenizer_steps of the genie model is -5"),
+        ({"lam": {**CODER, "decay": 1.5}}, "decay of the genie model's lam is 1.5"),
+        ({"tokenizer": {**CODER, "restart_below": 5}}, "restart_below of the genie model's tokenizer is 5"),
     ],
 )
 def test_mistakes_are_one_line(options, message):

@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from lit_wm.errors import UserError
 from lit_wm.genie import vector_quantizer
+from lit_wm.genie.product_quantizer import ProductQuantizer
 from lit_wm.genie.vector_quantizer import VectorQuantizer, kmeans, nearest_codes
 
 
@@ -53,6 +55,20 @@ def test_ema_codebook_equals_its_closed_form():
         assert torch.allclose(quantizer.codebook, sums / usage[:, None], atol=1e-6)
         assert torch.allclose(quantizer.usage, usage, atol=1e-6)
     assert not quantizer.codebook.requires_grad
+
+
+@pytest.mark.parametrize("make", [VectorQuantizer, partial(ProductQuantizer, 2)])
+def test_under_autocast_codes_are_those_of_full_precision(make):
+    """As a fit under bf16-mixed reads them off a frozen tokenizer: many close codes, far from 0."""
+    torch.manual_seed(0)
+    quantizer = make(16, 4, codebook="ema", decay=0.9).eval()
+    z = 5 + 0.1 * rows(200)
+    for part in getattr(quantizer, "parts", [quantizer]):
+        part.codebook.copy_(5 + 0.1 * rows(16, part.codebook.shape[1], seed=1))
+    expected = quantizer.encode(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(z), expected) and torch.equal(quantizer(z).codes, expected)
+    assert len(expected.unique()) > 4
 
 
 def test_evaluation_learns_nothing():

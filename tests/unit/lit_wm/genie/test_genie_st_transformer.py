@@ -6,9 +6,10 @@ import torch
 from lit_wm.genie.st_transformer import STBlock, STTransformer
 
 
-def made(attention="factored"):
+def made(attention="factored", qk_norm=False):
     torch.manual_seed(0)
-    return STTransformer((2, 3), frames=6, dim=16, heads=2, ffn=24, blocks=2, attention=attention).eval()
+    sizes = {"frames": 6, "dim": 16, "heads": 2, "ffn": 24, "blocks": 2}
+    return STTransformer((2, 3), **sizes, attention=attention, qk_norm=qk_norm).eval()
 
 
 @pytest.fixture
@@ -64,15 +65,31 @@ def test_time_attention_sees_one_place_only(model):
     assert not moved[:, :, [0, 1, 3, 4, 5]].any()
 
 
-@pytest.mark.parametrize("attention", ["factored", "full", "space"])
+@pytest.mark.parametrize(
+    ("attention", "qk_norm"), [("factored", False), ("factored", True), ("full", True), ("space", False)]
+)
 @pytest.mark.parametrize("pieces", [[1] * 6, [3, 1, 2], [5, 1]])
-def test_step_by_step_equals_at_once(attention, pieces):
-    model, x = made(attention), clip()
+def test_step_by_step_equals_at_once(attention, qk_norm, pieces):
+    model, x = made(attention, qk_norm), clip()
     past, seen = None, []
     for piece in x.split(pieces, 1):
         y, past = model.step(piece, past)
         seen.append(y)
     assert torch.allclose(torch.cat(seen, 1), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["factored", "full", "space"])
+def test_normed_queries_and_keys_have_no_size(attention):
+    """However large the projections make them, attention stays as sharp as it was; without the norm it becomes sharper."""
+    for qk_norm in (True, False):
+        model, x = made(attention, qk_norm), clip()
+        before = model(x)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "qkv" in name:
+                    queries_and_keys = parameter.unflatten(0, (3, -1))[:2]
+                    queries_and_keys *= 10
+        assert torch.allclose(model(x), before, atol=1e-4) is qk_norm
 
 
 def test_a_past_can_be_used_twice(model):
