@@ -82,8 +82,8 @@ class Runner:
         """All arms of all seeds, ``jobs`` at a time; the preparatory runs before them.
 
         Raises:
-            UserError: a column or a claim's metric is no number that the measures give, or a run's scores cannot be read.
-                Trainings that are going on are stopped; they go on next time.
+            UserError: a column or a claim's metric is no number that the measures give. Trainings that are going on are
+                stopped; they go on next time.
         """
         firsts = [(name, seed) for seed in seeds for name in self.ablation.first]
         arms = [(arm, seed) for seed in seeds for arm in self.ablation.arms]
@@ -102,7 +102,10 @@ class Runner:
         overrides = self.ablation.first[name]
         folder = self.folder(overrides, seed)
         with self.one_at_a_time[folder]:
-            failed, cpu_s = self.trained(f"{name} seed {seed}", overrides, seed, folder)
+            try:
+                failed, cpu_s = self.trained(f"{name} seed {seed}", overrides, seed, folder)
+            except UserError as error:
+                return Outcome(name, seed, folder, {}, {}, str(error))
         return Outcome(name, seed, folder, {}, {"cpu_s": cpu_s}, failed)
 
     def one(self, arm: str, seed: int, before: Mapping[tuple[str, int], str]) -> Outcome:
@@ -119,14 +122,14 @@ class Runner:
             if before[needed, seed]:
                 return Outcome(arm, seed, folder, {}, {}, f"its preparatory run {needed}: {before[needed, seed]}")
         with self.one_at_a_time[folder]:
-            failed, cpu_s = self.trained(name, overrides, seed, folder)
-            if failed:
-                return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, failed)
             try:
+                failed, cpu_s = self.trained(name, overrides, seed, folder)
+                if failed:
+                    return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, failed)
                 numbers = self.judged(name, folder)
             except (UserError, ExperienceError) as error:
-                self.said(f"{name}: FAILED under judgement, {error}")
-                return Outcome(arm, seed, folder, {}, {"cpu_s": cpu_s}, f"judging: {error}")
+                self.said(f"{name}: FAILED, {error}")
+                return Outcome(arm, seed, folder, {}, {}, str(error))
         self.check_tags(numbers)
         return Outcome(arm, seed, folder, numbers, {"cpu_s": cpu_s})
 
@@ -179,15 +182,19 @@ class Runner:
         )
 
     def train(self, overrides: Overrides, seed: int, folder: Path) -> tuple[str, float]:
-        """What went wrong (empty: nothing) and the CPU-seconds it took."""
+        """What went wrong (empty: nothing) and the CPU-seconds it took.
+
+        Raises:
+            UserError: another process is training it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         threads = str(self.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with (folder / LOG).open("ab") as log, (folder / LOCK).open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child holds it too, and beyond our own end
-            except BlockingIOError:
-                return "another process trains it: wait for that, or end it", 0.0
+            except BlockingIOError as error:
+                raise UserError(f"another process trains {folder}: wait for that, or end it") from error
             child = subprocess.Popen(
                 [sys.executable, "-m", "lit_wm", *self.command(overrides, seed)],
                 stdout=log,

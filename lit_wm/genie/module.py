@@ -74,8 +74,7 @@ class GenieModule(WorldModel):
         dynamics_optimizer: likewise.
         betas: of AdamW, the paper's (.9, .9).
         weight_decay: of AdamW, the paper's 1e-4.
-        compile: the same numbers faster: every block is compiled by ``torch.compile``, which takes a minute and on a CPU needs a
-            C++ compiler.
+        compile: every block is compiled by ``torch.compile``; the numbers stay the same. On a CPU it needs a C++ compiler.
 
     Raises:
         UserError: an unknown name or key, data without ``frames``, or sizes that do not fit the picture.

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_genie_dynamics import check_temperature
 
 from lit_wm.errors import UserError
 from lit_wm.genie.autoregressive import AutoregressiveDynamics
@@ -86,14 +87,7 @@ def test_cached_rollout_equals_the_uncached_one(model, temperature):
 
 
 def test_the_settings_temperature_multiplies_what_is_asked_for(model):
-    tokens, actions = inputs()
-    read = model.read(tokens[:, :3], actions[:, :3], 0, None)
-
-    def drawn(of_settings, asked):
-        model.settings = replace(model.settings, temperature=of_settings)
-        return model.sample(read, actions[:, 2:3], asked, torch.Generator().manual_seed(3))
-
-    assert torch.equal(drawn(2.0, 1.5), drawn(1.0, 3.0)) and not torch.equal(drawn(50.0, 1.0), drawn(1.0, 1.0))
+    check_temperature(model)
 
 
 def test_every_part_learns(model):

@@ -138,7 +138,8 @@ def test_temperature_widens_the_law_and_zero_is_greedy():
     assert torch.allclose(log_probability.exp(), logits[0].softmax(-1).max())
 
 
-def test_the_settings_temperature_multiplies_what_is_asked_for(model):
+def check_temperature(model):
+    """That of the settings multiplies what is asked for; of either kind of dynamics."""
     tokens, actions = inputs()
     read = model.read(tokens[:, :3], actions[:, :3], 0, None)
 
@@ -148,6 +149,10 @@ def test_the_settings_temperature_multiplies_what_is_asked_for(model):
 
     assert torch.equal(drawn(2.0, 1.5), drawn(1.0, 3.0)) and torch.equal(drawn(0.0, 1.0), drawn(1.0, 0.0))
     assert not torch.equal(drawn(50.0, 1.0), drawn(1.0, 1.0)), "all tokens nearly alike"
+
+
+def test_the_settings_temperature_multiplies_what_is_asked_for(model):
+    check_temperature(model)
 
 
 def test_frames_are_left_whole_as_the_settings_say(model, monkeypatch):
