@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,38 +16,51 @@ class PlayLoader:
     """A batch per episode that ended: ``episode_return`` (1,), ``episode_length`` (1,) in steps and, of the first ones, their
     pictures, ``frames`` (1,T,C,H,W) uint8: those it sees, or else those it draws (``render_mode: rgb_array``), if any.
 
-    Each environment plays the same number of episodes: whoever takes the first n that end prefers short ones.
+    Each environment plays the same number of episodes: whoever takes the first n that end prefers short ones. Each time they are
+    new environments, so that the same agent plays the same episodes again.
 
     Args:
-        env: the environments.
+        environments: makes ``num_envs`` of them.
+        num_envs: environments side by side.
         agent: acts as it does in training.
         episodes: at least so many in all.
         videos: keep the pictures of so many, which environment 0 plays first.
     """
 
-    def __init__(self, env: SideBySide, agent: Policy, episodes: int, videos: int) -> None:
-        self.env, self.agent, self.videos = env, agent, videos
-        self.each = -(-episodes // env.num_envs)
+    def __init__(
+        self, environments: Callable[[], SideBySide], num_envs: int, agent: Policy, episodes: int, videos: int
+    ) -> None:
+        self.environments, self.num_envs, self.agent, self.videos = environments, num_envs, agent, videos
+        self.each = -(-episodes // num_envs)
+        self._env: SideBySide | None = None
 
     def close(self) -> None:
         """End the environments."""
-        self.env.close()
+        if self._env is not None:
+            self._env.close()
+        self._env = None
 
     def __len__(self) -> int:
-        return self.each * self.env.num_envs
+        return self.each * self.num_envs
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        n, spec = self.env.num_envs, self.env.experience
+        self.close()
+        self._env = self.environments()
+        yield from self._play(self._env)
+        self.close()
+
+    def _play(self, env: SideBySide) -> Iterator[dict[str, Tensor]]:
+        n, spec = env.num_envs, env.experience
         shown = next((key for key in ("frames", *spec.pictures) if key in spec.pictures), None)
         played, total, length = np.zeros(n, int), np.zeros(n), np.zeros(n, int)
         frames: list[np.ndarray] = []
-        observation, _ = self.env.reset()
+        observation, _ = env.reset()
         memory, is_first, over, reward = self.agent.initial_state(n), np.ones(n, bool), np.zeros(n, bool), np.zeros(n)
         while True:
             total, length = total + reward, length + ~is_first
             check_delivered(spec, tuple(spec.observations), observation, reward, int(length.max()))
             if played[0] < self.videos:
-                picture = observation[shown][0] if shown else self.env.render()[0]
+                picture = observation[shown][0] if shown else env.render()[0]
                 frames += [] if picture is None else [picture]
             for i in np.flatnonzero(over & (played < self.each)):
                 episode = {"episode_return": torch.tensor([total[i]]), "episode_length": torch.tensor([length[i]])}
@@ -61,7 +74,7 @@ class PlayLoader:
             total, length = np.where(over, 0, total), np.where(over, 0, length)
             action, memory, _ = self.agent.act(observation, is_first, memory)
             is_first = over
-            observation, reward, terminated, truncated, info = self.env.step(action)
+            observation, reward, terminated, truncated, info = env.step(action)
             over = terminated | truncated
             for i in np.flatnonzero([bool(cause) for cause in info["died"]]):  # that episode does not count
                 is_first[i], total[i], length[i] = True, 0, 0

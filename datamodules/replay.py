@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from datamodules.play import PlayLoader
 from datamodules.recording_folder import forget, next_to
 from datamodules.recording_state import holds_more, lost
 from datamodules.replay_memory import KEPT, Replay
-from datamodules.run_folder import RunFolder
+from datamodules.run_folder import BEST, RunFolder
 from datamodules.shards import ShardWriter
 
 REPLAY, EPISODES = "replay", "episodes"  # folders of a run
-TRAIN, TEST = 0, 1  # streams of random numbers that have nothing in common
+TRAIN, TEST, VAL = 0, 1, 2  # streams of random numbers that have nothing in common
 
 
 class ReplayDataModule(LightningDataModule):
@@ -38,7 +39,8 @@ class ReplayDataModule(LightningDataModule):
     any route. A checkpoint names files in ``RUN/replay``; resuming goes on with the same replay, environments and random
     numbers (an environment that cannot go back to its place begins a new episode). Each checkpoint writes what changed,
     which after some updates is every latent, 4 (D + S) bytes a row: with millions of rows let them be rare.
-    ``test`` plays whole episodes.
+    ``test`` plays whole episodes; so does the validation of a fit, if ``val_episodes`` says so: the policy is held meanwhile,
+    and what it meets is not learnt from.
 
     Only ``StepCheckpoint`` deletes files of the replay, those of the checkpoints that it wrote over. What anybody else
     saved (``trainer.save_checkpoint``, another callback) is listed in ``RUN/replay/kept-STEP-....txt`` and stays until
@@ -60,6 +62,8 @@ class ReplayDataModule(LightningDataModule):
         online_queue: draw each new, non-overlapping sequence once before drawing uniformly.
         seed: of the environments, the policy and the drawing.
         keep_episodes: write finished episodes to ``RUN/episodes``.
+        val_episodes: whole episodes that each validation plays, each in an environment of its own, the same ones every time
+            (``trainer.val_check_interval`` says when; their mean return is ``val/return``); 0: there is no validation.
         test_episodes: whole episodes that ``test`` plays, the same number in each environment.
         test_videos: of how many of them ``test`` keeps the pictures.
         epoch_batches: batches that Lightning calls an epoch.
@@ -82,6 +86,7 @@ class ReplayDataModule(LightningDataModule):
         online_queue: bool = True,
         seed: int = 0,
         keep_episodes: bool = True,
+        val_episodes: int = 0,
         test_episodes: int = 100,
         test_videos: int = 1,
         epoch_batches: int = 1000,
@@ -96,6 +101,7 @@ class ReplayDataModule(LightningDataModule):
             ("start_after", start_after, 1),
             ("capacity", capacity, start_after + num_envs * (clip_length + 1)),
             ("seed", seed, 0),
+            ("val_episodes", val_episodes, 0),
             ("test_episodes", test_episodes, 1),
             ("test_videos", test_videos, 0),
             ("epoch_batches", epoch_batches, 1),
@@ -116,14 +122,15 @@ class ReplayDataModule(LightningDataModule):
             )
         self.env_id, self.env_args = env, dict(env_args or {})
         self.num_envs, self.processes, self.keep_episodes = num_envs, processes, keep_episodes
-        self.test_episodes, self.test_videos = test_episodes, test_videos
+        self.val_episodes, self.test_episodes, self.test_videos = val_episodes, test_episodes, test_videos
         self.settings = OnlineSettings(
             batch_size, clip_length, train_ratio, capacity, start_after, online_queue, seed, epoch_batches
         )
         self._spec = describe(env, **self.env_args)
         self._loader: OnlineLoader | None = None
-        self._player: PlayLoader | None = None
+        self._players: list[PlayLoader] = []
         self._resumed: dict[str, Any] | None = None
+        self._weights_alone = False
         self._begin_fit()
 
     def _begin_fit(self) -> None:
@@ -149,9 +156,10 @@ class ReplayDataModule(LightningDataModule):
                 f"{type(model).__name__} cannot act: a ReplayDataModule needs a model with a policy, such as"
                 " DreamerModule; record shards with `lit-wm record` and give an EpisodeDataModule for the others"
             )
-        if stage in ("validate", "predict"):
+        if stage == "predict" or (stage == "validate" and not self.val_episodes):
             raise ExperienceError(
                 f"a ReplayDataModule plays in `fit` and `test`, there is nothing to {TrainerFn(stage).value}"
+                + (": give val_episodes" if stage == "validate" else "")
             )
 
     def train_dataloader(self) -> OnlineLoader:
@@ -160,7 +168,7 @@ class ReplayDataModule(LightningDataModule):
         self._begin_fit()
         rank = self.trainer.global_rank
         draws = np.random.SeedSequence(self.settings.seed, spawn_key=(rank,) if rank else ())
-        self._loader = OnlineLoader(self._environments(TRAIN), self._agent(TRAIN), self.settings, draws)
+        self._loader = OnlineLoader(self._environments(TRAIN, self.num_envs), self._agent(TRAIN), self.settings, draws)
         here = False  # whether this run goes on in its own folder
         if state is not None:
             origin = self._run.origin(self._named(REPLAY), state)
@@ -194,9 +202,16 @@ class ReplayDataModule(LightningDataModule):
             )
         return self._loader
 
+    def val_dataloader(self) -> PlayLoader | list[None]:
+        return self._player(VAL, self.val_episodes, self.val_episodes, 0) if self.val_episodes else []
+
     def test_dataloader(self) -> PlayLoader:
-        self._player = PlayLoader(self._environments(TEST), self._agent(TEST), self.test_episodes, self.test_videos)
-        return self._player
+        return self._player(TEST, self.num_envs, self.test_episodes, self.test_videos)
+
+    def _player(self, stream: int, num_envs: int, episodes: int, videos: int) -> PlayLoader:
+        environments = partial(self._environments, stream, num_envs)
+        self._players.append(PlayLoader(environments, num_envs, self._agent(stream), episodes, videos))
+        return self._players[-1]
 
     def write_back(self, batch: dict[str, torch.Tensor], latents: dict[str, torch.Tensor]) -> None:
         """Newer latents for rows 1..T of a batch; see :meth:`OnlineLoader.write_back`."""
@@ -215,10 +230,10 @@ class ReplayDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """End the environments, and finish the shards of what was played. Nothing is left for another run to take up."""
-        for source in (self._loader, self._player):
+        for source in (self._loader, *self._players):
             if source is not None:
                 source.close()
-        self._loader = self._player = self._resumed = None
+        self._loader, self._players, self._resumed = None, [], None
 
     def on_exception(self, exception: BaseException) -> None:
         """Lightning does not tear down after an exception; what was finished is to be seen, and no process left."""
@@ -229,8 +244,11 @@ class ReplayDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The state of every rank; the replays themselves lie in the run's folder. A collective under DDP.
 
-        After a fit it is the one that was saved at its last update; empty, with a warning, if none was.
+        After a fit it is the one that was saved at its last update; empty, with a warning, if none was. Empty too where a checkpoint
+        is to hold weights alone (:meth:`weights_alone`).
         """
+        if self._weights_alone:
+            return {}
         if self._loader is None:
             return self._state_after_fit()
         folder = self._run.path
@@ -263,12 +281,21 @@ class ReplayDataModule(LightningDataModule):
         return {}
 
     @contextmanager
+    def weights_alone(self) -> Iterator[None]:
+        """Around the saving of a checkpoint that nobody will go on from, and that needs no replay."""
+        self._weights_alone = True
+        try:
+            yield
+        finally:
+            self._weights_alone = False
+
+    @contextmanager
     def written_over(self, path: Path) -> Iterator[None]:
         """Around the saving of a checkpoint that replaces the one before at ``path``, for the callback that does so.
 
         Once it is there, files of the replay are deleted that neither it, nor the one before (a plugin may write later than
         it says), nor anything that somebody else saved needs; none while other checkpoints lie beside it, which may be
-        copies of it.
+        copies of it (but for the best weights, which name no replay).
         """
         self._writes_over = True
         try:
@@ -276,7 +303,11 @@ class ReplayDataModule(LightningDataModule):
         finally:
             self._writes_over = False
         folder = self._run.path
-        if self._saved and folder is not None and {file.name for file in path.parent.glob("*.ckpt")} <= {path.name}:
+        if (
+            self._saved
+            and folder is not None
+            and {file.name for file in path.parent.glob("*.ckpt")} <= {path.name, BEST}
+        ):
             Replay.tidy(folder / self._named(REPLAY), self._saved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -325,8 +356,8 @@ class ReplayDataModule(LightningDataModule):
         words = [self.settings.seed, self.trainer.global_rank, stream]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
-    def _environments(self, stream: int) -> Any:
-        return vector_env(self.env_id, self.num_envs, self._seed(stream), self.processes, **self.env_args)
+    def _environments(self, stream: int, num_envs: int) -> Any:
+        return vector_env(self.env_id, num_envs, self._seed(stream), min(self.processes, num_envs), **self.env_args)
 
     def _agent(self, stream: int) -> Any:
         return self.trainer.lightning_module.policy(self._seed(stream))

@@ -10,6 +10,8 @@ from lightning import Trainer
 
 from datamodules.replay_memory import Replay
 
+BEST = "best.ckpt"  # beside a run's checkpoints: the weights that were judged best, which name no replay
+
 
 class RunFolder:
     """The folder of the run that a trainer carries out, as far as its callbacks and its logger tell.

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from datamodules.run_folder import BEST
 from lit_wm.errors import UserError
 
 CHECKPOINT_FORMAT = 1
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run's folder
+BEST_WEIGHTS = CHECKPOINT.with_name(BEST)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -156,14 +156,17 @@ class WorldModel(LightningModule):
         return self._total(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._total(batch, "val")
+        self._judge(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        if "episode_return" in batch:  # an episode that was played, see datamodules.play
-            self.log("test/return", batch["episode_return"].float().mean(), batch_size=1)
-            self.log("test/length", batch["episode_length"].float().mean(), batch_size=1)
-        else:
-            self._total(batch, "test")
+        self._judge(batch, "test")
+
+    def _judge(self, batch: Batch, stage: str) -> None:
+        if "episode_return" not in batch:
+            self._total(batch, stage)
+            return
+        for name in ("return", "length"):  # of an episode that was played, see datamodules.play
+            self.log(f"{stage}/{name}", batch[f"episode_{name}"].float().mean(), batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B,T,D) features of every frame."""

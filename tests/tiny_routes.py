@@ -42,15 +42,11 @@ def tiny(route: str, experience: dict, **options: object) -> WorldModel:
         }
         return GenieModule(experience, **(defaults | options))
     defaults = {
-        "patch": 16,
-        "dim": 16,
-        "depth": 1,
-        "heads": 2,
-        "predictor_dim": 16,
-        "predictor_depth": 1,
-        "schedule_steps": 50,
+        "encoder": {"patch": 16, "dim": 16, "depth": 1, "heads": 2},
+        "predictor": {"dim": 16, "depth": 1, "heads": 2},
+        "optimizer": {"steps": 50, "warmup_steps": 1},
     }
-    return JEPAModule(experience, **({**defaults, "predictor_heads": 2, "warmup_steps": 1} | options))
+    return JEPAModule(experience, **(defaults | options))
 
 
 class Witness(Callback):

@@ -31,7 +31,7 @@ from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.episode_report import EpisodeReport
 from lit_wm.callbacks.features import FeatureWriter
 from lit_wm.callbacks.progress import UpdateProgressBar
-from lit_wm.checkpoint_file import CHECKPOINT, AtomicCheckpointIO, read_checkpoint
+from lit_wm.checkpoint_file import BEST_WEIGHTS, CHECKPOINT, AtomicCheckpointIO, read_checkpoint
 from lit_wm.cli.unknown_keys import config_files, file_of, nearest, refuse_unknown_empty_keys
 from lit_wm.dreamer import DreamerModule
 from lit_wm.errors import ExperienceError, UserError
@@ -155,9 +155,20 @@ class TrainCLI(LightningCLI):
             )
         if path == "last" and self.subcommand == "fit" and not last.exists():
             return  # a run that was stopped before its first checkpoint begins anew
-        if path in ("best", "hpc", "registry"):
+        if path in ("hpc", "registry"):
             raise UserError(f"--ckpt_path {path}: a run keeps one checkpoint, give --ckpt_path last or a .ckpt file")
-        read_checkpoint(last if path == "last" else Path(path))
+        if path == "best":
+            path = str(self.run_folder / BEST_WEIGHTS)
+            self.config[self.subcommand].ckpt_path = path
+            if not Path(path).is_file():
+                raise UserError(
+                    f"no best weights at {path}: a fit keeps them with lit_wm.callbacks.BestWeights among trainer.callbacks"
+                )
+        checkpoint = read_checkpoint(last if path == "last" else Path(path))
+        if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
+            raise UserError(
+                f"{path} holds weights alone, from which nothing can be gone on with: give --ckpt_path last"
+            )
 
     def _set_seed(self) -> None:
         with said_in_one_line("seed_everything"):
@@ -192,7 +203,7 @@ class TrainCLI(LightningCLI):
         from scratch or from that other's checkpoint: it takes ``NAME-2``, ``-3`` ..."""
         wanted = Path(self._get(self.config, "runs")) / self._get(self.config, "name")
         path = self._get(self.config, "ckpt_path")
-        if path == "last":
+        if path in ("last", "best"):
             return wanted
         own = Path(path).parent.parent if path and Path(path).parent.name == CHECKPOINT.parent.name else None
         if self.subcommand != "fit":

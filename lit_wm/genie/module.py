@@ -25,7 +25,6 @@ from lit_wm.genie.settings import (
     check_parts,
     check_sharded,
     check_turns,
-    settings_from,
     warn_of_clips,
     warn_of_turns,
 )
@@ -34,6 +33,7 @@ from lit_wm.genie.take_over import take_over
 from lit_wm.genie.tokenizer import TokenizerSettings, VideoTokenizer
 from lit_wm.genie.windows import continue_windows, groups_by_length, windows_of
 from lit_wm.nn.moments import spatial_moments
+from lit_wm.settings import settings_from
 from lit_wm.world_model import WorldModel
 
 DECODE_WINDOWS = 256  # windows decoded at once: bounds memory, not results
@@ -108,11 +108,12 @@ class GenieModule(WorldModel):
         super().__init__(experience)
         optimizers = {"tokenizer": tokenizer_optimizer, "lam": lam_optimizer, "dynamics": dynamics_optimizer}
         self.optimizers_of = {
-            part: settings_from(OptimizerSettings, given, f"{part}_optimizer") for part, given in optimizers.items()
+            part: settings_from(OptimizerSettings, given, f"{part}_optimizer", "genie")
+            for part, given in optimizers.items()
         }
-        t = settings_from(TokenizerSettings, tokenizer, "tokenizer")
-        a = settings_from(LatentActionSettings, lam, "lam")
-        d = settings_from(DynamicsSettings, dynamics, "dynamics")
+        t = settings_from(TokenizerSettings, tokenizer, "tokenizer", "genie")
+        a = settings_from(LatentActionSettings, lam, "lam", "genie")
+        d = settings_from(DynamicsSettings, dynamics, "dynamics", "genie")
         given = {
             "frames": frames,
             "tokenizer_steps": tokenizer_steps,

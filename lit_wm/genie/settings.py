@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -30,21 +29,6 @@ LEAST = {
     },
     "dynamics": {**TRANSFORMER, "blocks": 1, "sampling_steps": 1, "temperature": 0},
 }
-Settings = TypeVar("Settings")
-
-
-def settings_from(cls: type[Settings], given: Settings | Mapping[str, Any], name: str) -> Settings:
-    """Settings from a config's dictionary.
-
-    Raises:
-        UserError: a key that does not exist.
-    """
-    if isinstance(given, cls):
-        return given
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise UserError(f"'{name}' of the genie model: {str(error).split('__init__() ')[-1]}") from error
 
 
 def check_parts(tokenizer: TokenizerSettings, lam: LatentActionSettings, dynamics: DynamicsSettings) -> None:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_wm.distributed import global_mean
-
 
 def in_windows(x: Tensor, length: int) -> Tensor:
     """Cut clips into windows of ``length`` transitions that share their end frames: (B,T,...) -> (B*n, length+1, ...).
@@ -18,28 +16,28 @@ def in_windows(x: Tensor, length: int) -> Tensor:
     return torch.stack([x[:, i * length : (i + 1) * length + 1] for i in range(n)], 1).flatten(0, 1)
 
 
-def masked_power_loss(prediction: Tensor, target: Tensor, valid: Tensor, exponent: float) -> Tensor:
-    """mean |prediction - target|^p / p over the frames marked valid (V-JEPA 2-AC, ``loss_fn``).
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """|e|, element by element (V-JEPA, V-JEPA 2)."""
+    return (prediction - target).abs()
 
-    Args:
-        prediction: (B,T,N,D).
-        target: (B,T,N,D).
-        valid: (B,T) bool; transitions into another episode are not.
-        exponent: p; 1 is L1, 2 is half the squared error.
-    """
-    error_bt = (prediction - target).abs().pow(exponent).mean((-2, -1)) / exponent
+
+def l2(prediction: Tensor, target: Tensor) -> Tensor:
+    """e^2 / 2: V-JEPA's |e|^p / p with p = 2."""
+    return (prediction - target).square() / 2
+
+
+def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """e^2 / 2 where |e| < 1, else |e| - 1/2 (I-JEPA's code; its paper says squared error)."""
+    return F.smooth_l1_loss(prediction, target, reduction="none")
+
+
+DISTANCES = {"l1": l1, "l2": l2, "smooth_l1": smooth_l1}
+
+
+def mean_where(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean of (B,T,...) errors over the (B,T) frames marked valid; transitions into another episode are not."""
+    error_bt = error.flatten(2).mean(-1)
     return (error_bt * valid).sum() / valid.sum().clamp_min(1)
-
-
-def variance_hinge(z_mnd: Tensor) -> Tensor:
-    """VICReg's variance term, mean relu(1 - std), std over the global batch, for every place and channel.
-
-    Args:
-        z_mnd: (M,N,D) tokens of M frames. Taken per place, because tokens that only say where they are look varied.
-    """
-    mean = global_mean(z_mnd.mean(0))
-    std = (global_mean((z_mnd - mean).pow(2).mean(0)) + 1e-4).sqrt()
-    return F.relu(1 - std).mean()
 
 
 @torch.no_grad()

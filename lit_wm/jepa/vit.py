@@ -1,4 +1,4 @@
-"""The ViT of I-JEPA, V-JEPA and V-JEPA 2: one picture in, one token per patch out. No class token.
+"""The ViT of I-JEPA, V-JEPA and V-JEPA 2: a picture or a clip in, one token per patch or tubelet out. No class token.
 
 Module and parameter names are those of the released code (facebookresearch/ijepa, vision_transformer.py), so that
 its numbers and its weights can be compared with ours.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_wm.nn.attention import MLP, Attention
-from lit_wm.nn.patches import check_patch, sincos_2d
+from lit_wm.nn.patches import check_patch, sincos_2d, sincos_3d
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (L, head width)
 Past = tuple[Tensor, Tensor]  # keys and values of earlier tokens, each (B, heads, M, head width)
@@ -77,6 +77,15 @@ class RotaryAttention(Attention):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(b, n, d)), (k, v)
 
+    def of_last(self, x_bld: Tensor, wanted: int) -> Tensor:
+        """(B,L,D) -> (B,wanted,D): as :meth:`forward`, without positions or mask, for the last tokens alone."""
+        b, n, d = x_bld.shape
+        w_q, w_kv = self.qkv.weight.split((d, 2 * d))
+        b_q, b_kv = self.qkv.bias.split((d, 2 * d))
+        q = F.linear(x_bld[:, n - wanted :], w_q, b_q).view(b, wanted, self.heads, d // self.heads).transpose(1, 2)
+        k, v = F.linear(x_bld, w_kv, b_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, wanted, d))
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm1 x), then x + mlp(norm2 x). LayerNorm eps 1e-6, exact GELU."""
@@ -96,20 +105,30 @@ class Block(nn.Module):
         x_bld = x_bld + attended
         return x_bld + self.mlp(self.norm2(x_bld)), past
 
+    def of_last(self, x_bld: Tensor, wanted: int) -> Tensor:
+        """(B,L,D) -> (B,wanted,D): all tokens are looked at, and the last ones alone go on. For the last block of a predictor."""
+        x_bwd = x_bld[:, x_bld.shape[1] - wanted :] + self.attn.of_last(self.norm1(x_bld), wanted)
+        return x_bwd + self.mlp(self.norm2(x_bwd))
+
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to vectors by one strided convolution: (M,C,H,W) -> (M,N,D), patches row by row."""
+    """Non-overlapping patches or tubelets to vectors by one strided convolution: (M,C,H,W) or (M,C,T,H,W) -> (M,N,D).
 
-    def __init__(self, patch: int, channels: int, dim: int) -> None:
+    Tokens are numbered frame by frame, row by row.
+    """
+
+    def __init__(self, patch: int, channels: int, dim: int, tubelet: int | None = None) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch, patch)
+        convolution = nn.Conv2d if tubelet is None else nn.Conv3d
+        window = (patch, patch) if tubelet is None else (tubelet, patch, patch)
+        self.proj = convolution(channels, dim, window, window)
 
-    def forward(self, x_mchw: Tensor) -> Tensor:
-        return self.proj(x_mchw).flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
-    """I-JEPA's encoder (arXiv:2301.08243, section 3): patches + fixed 2-D sine-cosine positions -> blocks -> LayerNorm.
+    """The encoder of I-JEPA (arXiv:2301.08243, section 3) and V-JEPA: patches + fixed sine-cosine positions -> blocks -> LayerNorm.
 
     Args:
         size: (H,W) of the pictures; both divisible by ``patch``.
@@ -118,26 +137,62 @@ class VisionTransformer(nn.Module):
         dim: width of a token.
         depth: number of blocks.
         heads: attention heads.
+        frames: length of the clips that are encoded together (V-JEPA 16); None: pictures.
+        tubelet: frames in a token; divides ``frames`` (V-JEPA 2).
+        class_token: a learned token without a place comes before all others.
 
     Raises:
-        ValueError: if the picture is not divisible by the patch, or the width by the heads.
+        ValueError: if the picture is not divisible by the patch, the frames by the tubelet, or the width by the heads.
     """
 
-    def __init__(self, size: tuple[int, int], channels: int, patch: int, dim: int, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        frames: int | None = None,
+        tubelet: int = 2,
+        class_token: bool = False,
+    ) -> None:
         super().__init__()
         self.grid = check_patch(size, patch)
-        self.patch_embed = PatchEmbed(patch, channels, dim)
-        self.register_buffer("pos_embed", sincos_2d(*self.grid, dim)[None])
+        if frames is not None and (frames < tubelet or frames % tubelet):
+            raise ValueError(f"{frames} frames are not divisible by tubelets of {tubelet}")
+        self.times = 1 if frames is None else frames // tubelet
+        self.patch_embed = PatchEmbed(patch, channels, dim, None if frames is None else tubelet)
+        positions = sincos_2d(*self.grid, dim) if frames is None else sincos_3d(self.times, *self.grid, dim)
+        self.register_buffer("pos_embed", positions[None])
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         initialise(self, self.blocks)
 
-    def forward(self, x_mchw: Tensor) -> Tensor:
-        """(M,C,H,W) float pictures -> (M,N,D) tokens."""
-        x_mnd = self.patch_embed(x_mchw) + self.pos_embed
+    def forward(self, x: Tensor, keep_mk: Tensor | None = None) -> Tensor:
+        """Encode.
+
+        Args:
+            x: (M,C,H,W) float pictures, or (M,C,T,H,W) clips.
+            keep_mk: (M,K) numbers of the tokens that are encoded; the others are never seen. None: all N.
+
+        Returns:
+            (M,N,D) tokens, or (M,K,D); the class token, if there is one, before them.
+        """
+        x_mnd = self.patch_embed(x) + self.pos_embed
+        if keep_mk is not None:
+            x_mnd = take(x_mnd, keep_mk)
+        if self.class_token is not None:
+            x_mnd = torch.cat([self.class_token.expand(len(x_mnd), -1, -1), x_mnd], 1)
         for block in self.blocks:
             x_mnd, _ = block(x_mnd)
         return self.norm(x_mnd)
+
+
+def take(x_bnd: Tensor, index_bk: Tensor) -> Tensor:
+    """(B,N,D) tokens, of which each row keeps those that its (B,K) numbers say: (B,K,D)."""
+    return x_bnd.gather(1, index_bk.unsqueeze(-1).expand(-1, -1, x_bnd.shape[-1]))
 
 
 @torch.no_grad()
@@ -147,7 +202,7 @@ def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
     I-JEPA's released ``init_model`` draws every Linear again afterwards and so undoes the division; we do not.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.trunc_normal_(part.weight, std=0.02)
             nn.init.zeros_(part.bias)
     for i, block in enumerate(blocks, 1):

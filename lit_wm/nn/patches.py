@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,10 @@ def sincos_2d(rows: int, columns: int, dim: int) -> Tensor:
     """(rows*columns, dim) positions of a grid, row by row: the column's code in the first half of the channels, as I-JEPA."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.cat([sincos(x.flatten(), dim // 2), sincos(y.flatten(), dim // 2)], 1)
+
+
+def sincos_3d(frames: int, rows: int, columns: int, dim: int) -> Tensor:
+    """(frames*rows*columns, dim) positions, frame by frame, as V-JEPA's ``uniform_power``: 2 ceil(dim / 6) channels each for time,
+    row and column in this order, cut to ``dim``, so that the column loses channels where they do not fit."""
+    axes = torch.meshgrid(torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.cat([sincos(axis.flatten(), 2 * math.ceil(dim / 6)) for axis in axes], 1)[:, :dim]

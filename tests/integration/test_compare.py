@@ -19,7 +19,7 @@ from lit_wm.errors import UserError
 from lit_wm.evaluation.settings import Settings
 from lit_wm.loading import load_run
 
-JEPA = {"patch": 16, "dim": 16, "depth": 1, "heads": 2, "predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
+JEPA = {"encoder": {"patch": 16, "dim": 16, "depth": 1, "heads": 2}, "predictor": {"dim": 16, "depth": 1, "heads": 2}}
 BLOCKS = {"dim": 16, "heads": 2, "ffn": 32}
 GENIE = {
     "frames": 12,

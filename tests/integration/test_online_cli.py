@@ -147,3 +147,27 @@ def test_there_is_nothing_to_validate_or_predict(home, capsys, verb):
     with pytest.raises(SystemExit):
         cli.main([verb, "-c", "tiny.yaml", "--ckpt_path", "last"])
     assert f"there is nothing to {verb}" in capsys.readouterr().err
+
+
+def test_best_weights_are_kept_tested_and_not_gone_on_with(home, tmp_path, capsys):
+    home("best", "CartPole-v1")
+    config = yaml.safe_load(Path("best.yaml").read_text())
+    config["data"]["init_args"]["val_episodes"] = 3
+    config["trainer"] |= {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "lit_wm.callbacks.best.BestWeights", "init_args": {"monitor": "val/return"}}
+    ]
+    Path("best.yaml").write_text(yaml.safe_dump(config))
+    cli.main(["fit", "-c", "best.yaml"])
+    cli.main(["test", "-c", "best.yaml", "--ckpt_path", "best"])
+    report = json.loads((tmp_path / "runs/best/evaluation.json").read_text())
+    assert report["updates"] in (2, 4, 6) and report["episodes"] == 4
+    cli.main(["validate", "-c", "best.yaml", "--ckpt_path", "best"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", "best.yaml", "--ckpt_path", "best"])
+    assert "holds weights alone" in capsys.readouterr().err
+    home("none", "CartPole-v1")
+    with pytest.raises(SystemExit):
+        cli.main(["test", "-c", "none.yaml", "--ckpt_path", "best"])
+    assert "no best weights at runs/none/checkpoints/best.ckpt" in capsys.readouterr().err

@@ -52,7 +52,10 @@ CHANGED = {
         {f"{part}_optimizer": FAST for part in ("tokenizer", "lam", "dynamics")} | {"betas": (0.5, 0.8)},
         {"betas": (0.5, 0.8)},
     ),
-    "jepa": ({"lr": 3e-3, "weight_decay": 0.5}, {"weight_decay": 0.5}),
+    "jepa": (
+        {"optimizer": {"lr": 3e-3, "weight_decay": 0.5, "steps": 50, "warmup_steps": 1}},
+        {"weight_decay": 0.5},
+    ),
 }
 
 

@@ -7,19 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROUTES = ("dreamer", "genie", "jepa")
-SHARED = {"checkpoint_file", "contract", "world_model", "distributed", "errors", "nn", "optim"}
+SHARED = {"checkpoint_file", "contract", "world_model", "distributed", "errors", "nn", "optim", "settings"}
 ALLOWED = {
     "checkpoint_file": {"errors"},
     "contract": set(),
     "errors": set(),
     "distributed": set(),
-    "nn": {"nn"},
+    "nn": {"distributed", "nn"},
     "optim": {"optim"},
+    "settings": {"errors"},
     "world_model": SHARED,
     "loading": SHARED,
     "ablation": {"checkpoint_file", "contract", "errors", "evaluation", "ablation"},
     "callbacks": {"contract", "errors", "distributed", "callbacks", "evaluation"},
     "evaluation": {"contract", "errors", "evaluation"},
+    "planning": {"contract", "errors", "evaluation", "planning"},
     "play": {"contract", "errors", "evaluation", "play"},
     **{route: SHARED | {route} for route in ROUTES},
 }

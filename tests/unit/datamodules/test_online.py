@@ -163,8 +163,9 @@ def test_arrays_survive_as_tensors():
 
 
 def test_each_environment_plays_the_same_number_of_whole_episodes():
-    env = SturdyVectorEnv([partial(Counter)] * 3, environment_seeds(0, 3))
-    played = list(PlayLoader(env, Agent(), episodes=7, videos=1))
+    player = PlayLoader(lambda: SturdyVectorEnv([partial(Counter)] * 3, environment_seeds(0, 3)), 3, Agent(), 7, 1)
+    played = list(player)
+    assert len(player) == 9
     assert len(played) == 9 and all(int(episode["episode_length"]) == 4 for episode in played)
     assert all(float(episode["episode_return"]) in (3, 4, 5) for episode in played)  # of 1 2 0 1 2 0 ..., four in a row
 
@@ -184,27 +185,29 @@ class Drawn(Counter):
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_what_is_played_without_pictures_is_drawn_if_the_environment_can(processes):
-    env = SturdyVectorEnv([Drawn] * 2, environment_seeds(0, 2), processes)
-    played = list(PlayLoader(env, Agent(), episodes=4, videos=1))
-    env.close()
+    played = list(
+        PlayLoader(lambda: SturdyVectorEnv([Drawn] * 2, environment_seeds(0, 2), processes), 2, Agent(), 4, 1)
+    )
     videos = [episode["frames"] for episode in played if "frames" in episode]
     assert len(videos) == 1 and videos[0].shape == (1, 5, 3, 8, 6) and videos[0].dtype == torch.uint8
     assert videos[0][0, :, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
-    env = SturdyVectorEnv([partial(Drawn, "human")], environment_seeds(0, 1))
-    assert not any("frames" in episode for episode in PlayLoader(env, Agent(), episodes=1, videos=1))
+    human = PlayLoader(lambda: SturdyVectorEnv([partial(Drawn, "human")], environment_seeds(0, 1)), 1, Agent(), 1, 1)
+    assert not any("frames" in episode for episode in human)
 
 
 def test_an_environment_that_cannot_draw_says_why():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Drawn, "render", lambda self: 1 / 0)
-        env = SturdyVectorEnv([Drawn], environment_seeds(0, 1))
+        player = PlayLoader(lambda: SturdyVectorEnv([Drawn], environment_seeds(0, 1)), 1, Agent(), 1, 1)
         with pytest.raises(ExperienceError, match="the environment cannot draw itself: division by zero"):
-            list(PlayLoader(env, Agent(), episodes=1, videos=1))
+            list(player)
 
 
 def test_an_episode_that_dies_does_not_count():
-    env = SturdyVectorEnv([partial(Counter, dies_at=3)], environment_seeds(0, 1))
-    loader = iter(PlayLoader(env, Agent(), episodes=1, videos=0))
+    player = PlayLoader(
+        lambda: SturdyVectorEnv([partial(Counter, dies_at=3)], environment_seeds(0, 1)), 1, Agent(), 1, 0
+    )
+    loader = iter(player)
     with pytest.raises(ExperienceError, match="environment 0 died 21 times"):
         next(loader)
 

@@ -17,7 +17,15 @@ TINY = {
         *(f"{part}.{word}" for part in ("tokenizer", "lam") for word in TINY_CODER),
         *(f"dynamics.{word}" for word in ("dim=16", "heads=2", "ffn=16", "blocks=1")),
     ],
-    "jepa": ["patch=16", "dim=16", "depth=1", "heads=2", "predictor_dim=16", "predictor_depth=1", "predictor_heads=2"],
+    "jepa": [
+        "encoder.patch=16",
+        "encoder.dim=16",
+        "encoder.depth=1",
+        "encoder.heads=2",
+        "predictor.dim=16",
+        "predictor.depth=1",
+        "predictor.heads=2",
+    ],
 }
 
 

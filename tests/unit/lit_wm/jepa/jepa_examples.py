@@ -10,20 +10,19 @@ from lit_wm.jepa import JEPAModule
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (3,)))
 SMALL = {
-    "patch": 8,
-    "dim": 16,
-    "depth": 1,
-    "heads": 2,
-    "predictor_dim": 16,
-    "predictor_depth": 2,
-    "predictor_heads": 2,
-    "warmup_steps": 1,
+    "encoder": {"patch": 8, "dim": 16, "depth": 1, "heads": 2},
+    "predictor": {"dim": 16, "depth": 2, "heads": 2},
+    "optimizer": {"warmup_steps": 1},
 }
 
 
 def small(spec: ExperienceSpec = SPEC, seed: int = 0, **options) -> JEPAModule:
+    """Groups of settings are laid over the small ones."""
     torch.manual_seed(seed)
-    return JEPAModule(spec.to_dict(), **(SMALL | options))
+    groups = {
+        name: SMALL.get(name, {}) | value if isinstance(value, dict) else value for name, value in options.items()
+    }
+    return JEPAModule(spec.to_dict(), **(SMALL | groups))
 
 
 def batch_of(b: int = 2, t: int = 7, seed: int = 0, spec: ExperienceSpec = SPEC) -> dict[str, Tensor]:

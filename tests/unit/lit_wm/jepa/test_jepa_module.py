@@ -36,27 +36,27 @@ def test_answers_the_contract(actions):
 
 @pytest.mark.parametrize("rollout_steps", [1, 2, 3])
 def test_no_gradient_reaches_the_target_and_all_else_learns(rollout_steps):
-    model = small(history=3, rollout_steps=rollout_steps, variance_weight=0.1)
+    model = small(predictor={"rollout_steps": rollout_steps}, regularizers={"variance": 0.1})
     losses = model.losses(batch_of())
     assert ("rollout" in losses) == (rollout_steps > 1)
     scalar(losses).backward()
-    assert all(p.grad is None for p in model.target_encoder.parameters())
+    assert all(p.grad is None for p in model.task.target_encoder.parameters())
     unmoved = [
         name
         for part in ("encoder", "predictor")
-        for name, p in getattr(model, part).named_parameters()
+        for name, p in getattr(model.task, part).named_parameters()
         if p.grad is None or not p.grad.abs().sum() > 0
     ]
     assert unmoved == []
 
 
 def test_target_starts_as_a_copy_and_is_not_optimised():
-    model = small(schedule_steps=10)
-    for online, target in zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True):
+    model = small(optimizer={"steps": 10})
+    for online, target in zip(model.task.encoder.parameters(), model.task.target_encoder.parameters(), strict=True):
         assert torch.equal(online, target) and online.data_ptr() != target.data_ptr()
     groups = model.configure_optimizers()["optimizer"].param_groups
     optimised = {id(p) for group in groups for p in group["params"]}
-    assert optimised == {id(p) for part in (model.encoder, model.predictor) for p in part.parameters()}
+    assert optimised == {id(p) for part in (model.task.encoder, model.task.predictor) for p in part.parameters()}
     assert [group["weight_decay"] for group in groups] == [0.04, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])
 
@@ -64,14 +64,14 @@ def test_target_starts_as_a_copy_and_is_not_optimised():
 def test_targets_are_moments_of_the_normalised_ema_tokens():
     model, batch = small(), batch_of()
     with torch.no_grad():
-        for p in model.target_encoder.parameters():
+        for p in model.task.target_encoder.parameters():
             p.mul_(1.5)
-        h = model.encode(model.target_encoder, batch["frames"])
+        h = model.task.encode(model.task.target_encoder, batch["frames"])
     assert h.mean(-1).abs().max() < 1e-5 and (h.var(-1, unbiased=False) - 1).abs().max() < 1e-3
     now = spatial_moments(h, (2, 2))
     assert torch.allclose(model.targets(batch)[..., : now.shape[-1]], now, atol=1e-6)
     with torch.no_grad():
-        model.encoder.load_state_dict(model.target_encoder.state_dict())
+        model.task.encoder.load_state_dict(model.task.target_encoder.state_dict())
     torch.testing.assert_close(model.features(model.observe(batch)), model.targets(batch))  # one layout for both
 
 
@@ -109,9 +109,9 @@ def test_the_future_changes_nothing_before_it(key):
 
 
 def test_imagination_depends_on_each_action_from_its_step_on():
-    model = small(predictor_depth=2)
+    model = small()
     with torch.no_grad():
-        model.predictor.action_encoder.weight.mul_(50)
+        model.task.predictor.action_encoder.weight.mul_(50)
     state = at(model.observe(batch_of()), 4)
     controls = torch.rand(2, 4, 3)
     before = model.features(model.imagine(state, controls))
@@ -122,7 +122,7 @@ def test_imagination_depends_on_each_action_from_its_step_on():
 
 
 def test_imagination_equals_feeding_back_by_hand():
-    model, batch = small(history=3), batch_of(t=9)
+    model, batch = small(), batch_of(t=9)
     actions = action_vectors(batch["action"], batch["is_last"], SPEC.action)
     state = at(model.observe(batch), 3)
     whole = model.imagine(state, actions[:, 3:7])
@@ -134,8 +134,8 @@ def test_imagination_equals_feeding_back_by_hand():
 
 
 def test_one_imagined_step_is_the_training_prediction():
-    model, batch = small(history=3, rollout_steps=1), batch_of(t=4)
-    h = model.encode(model.target_encoder, batch["frames"])[:, 1:]
+    model, batch = small(predictor={"rollout_steps": 1}), batch_of(t=4)
+    h = model.task.encode(model.task.target_encoder, batch["frames"])[:, 1:]
     state, total = model.observe(batch), 0
     for t in range(3):  # contexts of 1, 2 and 3 frames, the shorter ones padded
         action = action_vectors(batch["action"], batch["is_last"], SPEC.action)[:, t : t + 1]
@@ -145,7 +145,7 @@ def test_one_imagined_step_is_the_training_prediction():
 
 
 def test_nothing_is_carried_into_the_next_episode():
-    model, batch = small(history=3), batch_of(t=8)
+    model, batch = small(), batch_of(t=8)
     batch["is_first"][:, 4] = True
     batch["is_last"][:, 3] = True
     changed = batch | {"frames": batch["frames"].clone(), "action": batch["action"].clone()}
@@ -159,7 +159,7 @@ def test_nothing_is_carried_into_the_next_episode():
 
 
 def test_transitions_between_episodes_are_not_learned():
-    model = small(history=3)
+    model = small()
     batch = batch_of(t=4)
     batch["is_first"][:, 3] = True  # the only target of the last transition, and of the rollout's last step
     changed = batch | {"frames": batch["frames"].clone()}
@@ -187,21 +187,21 @@ def test_a_batch_of_one_is_a_row_of_the_batch():
 
 def test_continuous_actions_and_history_of_one():
     spec = ExperienceSpec({"frames": (16, 16, 1)}, ActionSpace("continuous", (2,)))
-    model = small(spec, history=1, rollout_steps=1)
+    model = small(spec, predictor={"history": 1, "rollout_steps": 1})
     batch = batch_of() | {"frames": batch_of()["frames"][:, :, :1], "action": torch.rand(2, 7, 2)}
     assert torch.isfinite(scalar(model.losses(batch)))
     future = model.imagine(at(model.observe(batch), 2), torch.rand(2, 3, 2))
-    assert model.features(future).shape == (2, 1, 3, 2 * 16) == (*model.targets(batch)[:, :3].shape[:1], 1, 3, 32)
-    assert future["action"].shape == (2, 1, 3, 0, 2)
+    assert model.features(future).shape == (2, 1, 3, 4 * 16) and model.targets(batch).shape == (2, 7, 64)
+    assert future["action"].shape == (2, 1, 3, 1, 2)  # the frame before is told, but not looked at
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch": 7}, "not divisible by patches of 7"),
-        ({"dim": 15}, "even width"),
-        ({"predictor_heads": 8}, "at least 6"),
-        ({"history": 2, "rollout_steps": 3}, "choose 1 to history = 2"),
+        ({"encoder": {"patch": 7}}, "not divisible by patches of 7"),
+        ({"encoder": {"dim": 15}}, "even width"),
+        ({"predictor": {"heads": 8}}, "at least 6"),
+        ({"predictor": {"history": 2, "rollout_steps": 3}}, "choose 1 to history = 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(options, message):

@@ -7,7 +7,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from lit_wm.jepa import module as jepa_module
-from lit_wm.jepa.target import momentum
+from lit_wm.jepa.schedules import momentum
 
 
 def trainer(path, **options) -> Trainer:
@@ -36,15 +36,17 @@ def test_target_moves_once_per_update(tmp_path, moves, accumulate):
 
 
 def test_target_moves_after_the_optimizer(tmp_path, moves):
-    model = small(momentum_start=0.0, momentum_end=0.0)  # the target is then the encoder as the update left it
+    model = small(
+        target={"momentum_start": 0.0, "momentum_end": 0.0}
+    )  # the target is then the encoder as the update left it
     trainer(tmp_path, max_steps=2).fit(model, clips(2))
-    for online, target in zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True):
+    for online, target in zip(model.task.encoder.parameters(), model.task.target_encoder.parameters(), strict=True):
         assert torch.equal(online, target)
     assert moves == [0.0, 0.0]
 
 
 def test_resume_keeps_schedule_and_target(tmp_path, moves):
-    straight, stopped, resumed = (small(schedule_steps=6) for _ in range(3))
+    straight, stopped, resumed = (small(optimizer={"steps": 6}) for _ in range(3))
     same = DataLoader([batch_of(2, 4)] * 20, batch_size=None)  # where a plain loader goes on does not matter here
     trainer(tmp_path, max_steps=6).fit(straight, same)
     whole = moves.copy()
@@ -59,7 +61,7 @@ def test_resume_keeps_schedule_and_target(tmp_path, moves):
 
 
 def test_a_checkpoint_alone_rebuilds_the_model(tmp_path):
-    model = small(actions=False, history=2, rollout_steps=2, momentum_start=0.9)
+    model = small(actions=False, predictor={"history": 2}, target={"momentum_start": 0.9})
     run = trainer(tmp_path, max_steps=2)
     run.fit(model, clips(2))
     run.save_checkpoint(tmp_path / "model.ckpt")
@@ -74,17 +76,23 @@ def test_a_checkpoint_alone_rebuilds_the_model(tmp_path):
 
 def learn(steps: int, **options) -> list[dict[str, float]]:
     """Fit on the moving square by hand; the logged numbers of every update."""
-    model = small(**({"predictor_depth": 1, "lr": 3e-3, "loss_exponent": 2.0, "schedule_steps": steps} | options))
+    options = {
+        "predictor": {"depth": 1},
+        "optimizer": {"lr": 3e-3, "steps": steps},
+        "loss": {"distance": "l2"},
+    } | options
+    model = small(**options)
     optimizer = model.configure_optimizers()["optimizer"]
-    pool, log, hp = moving_square(512), [], model.hparams
+    pool, log, target = moving_square(512), [], model.target_settings
     for i in range(steps):
         rows = torch.randint(0, 512, (32,))
         losses = model.losses({key: value[rows] for key, value in pool.items()})
         optimizer.zero_grad()
         sum(value for name, value in losses.items() if not name.startswith("_")).backward()
         optimizer.step()
-        m = momentum(i, steps, hp.momentum_start, hp.momentum_end)
-        jepa_module.ema_update(model.target_encoder, model.encoder, m)
+        if target.kind == "ema":
+            m = momentum(i, steps, target.momentum_start, target.momentum_end)
+            jepa_module.ema_update(model.task.target_encoder, model.task.encoder, m)
         log.append({name: float(value.detach()) for name, value in losses.items()})
     return log
 
@@ -97,11 +105,11 @@ def test_learns_a_toy_world_without_collapse():
 
 def test_collapses_where_gradients_reach_the_target():
     """Zero loss is one constant away, and nothing forbids it."""
-    log = learn(200, stop_gradient=False)
+    log = learn(200, target={"kind": "online"})
     assert log[-1]["_target_std"] < 0.1 * log[0]["_target_std"]
     assert log[-1]["prediction"] < 1e-2 * log[0]["prediction"]
 
 
 def test_the_variance_term_holds_where_gradients_reach_the_target():
-    log = learn(200, stop_gradient=False, variance_weight=1.0)
+    log = learn(200, target={"kind": "online"}, regularizers={"variance": 1.0, "samples": "batch_and_time"})
     assert log[-1]["_target_std"] > 0.5 * log[0]["_target_std"]
