@@ -19,7 +19,7 @@ ALLOWED = {
     "world_model": SHARED,
     "loading": SHARED,
     "ablation": {"checkpoint_file", "contract", "errors", "evaluation", "ablation"},
-    "callbacks": {"contract", "errors", "distributed", "callbacks", "evaluation"},
+    "callbacks": {"checkpoint_file", "contract", "errors", "distributed", "callbacks", "evaluation"},
     "evaluation": {"contract", "errors", "evaluation"},
     "planning": {"contract", "errors", "evaluation", "planning"},
     "play": {"contract", "errors", "evaluation", "play"},
