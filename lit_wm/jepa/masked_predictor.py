@@ -75,5 +75,5 @@ class MaskedPredictor(nn.Module):
         *blocks, last = self.predictor_blocks
         for block in blocks:
             x_clp, _ = block(x_clp)
-        x_clp = last.of_last(x_clp, n)  # what the context has become is not asked for
+        x_clp, _ = last(x_clp, wanted=n)  # what the context has become is not asked for
         return self.predictor_proj(self.predictor_norm(x_clp)).unflatten(0, (b, m))

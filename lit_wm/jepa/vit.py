@@ -55,7 +55,12 @@ class RotaryAttention(Attention):
     """Multi-head self-attention whose queries and keys may be turned by their positions, under any mask."""
 
     def forward(
-        self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, past: Past | None = None
+        self,
+        x_bld: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        past: Past | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, Past]:
         """Attend.
 
@@ -64,27 +69,25 @@ class RotaryAttention(Attention):
             rotary: from :func:`rotary_table`; None for tokens that carry their position already.
             mask: broadcastable to (B,heads,L,M+L) bool, True where attention is allowed.
             past: what an earlier call returned for M tokens that come first.
+            wanted: only so many last tokens look (without ``rotary`` and ``mask``); None: all.
 
         Returns:
-            (B,L,D), and the keys and values of all M+L tokens.
+            (B,L,D) or (B,wanted,D), and the keys and values of all M+L tokens.
         """
         b, n, d = x_bld.shape
-        q, k, v = self.qkv(x_bld).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if wanted is None:
+            q, k, v = self.qkv(x_bld).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            (w_q, w_kv), (b_q, b_kv) = (x.split((d, 2 * d)) for x in (self.qkv.weight, self.qkv.bias))
+            k, v = F.linear(x_bld, w_kv, b_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+            n = wanted
+            q = F.linear(x_bld[:, -n:], w_q, b_q).view(b, n, self.heads, d // self.heads).transpose(1, 2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(b, n, d)), (k, v)
-
-    def of_last(self, x_bld: Tensor, wanted: int) -> Tensor:
-        """(B,L,D) -> (B,wanted,D): as :meth:`forward`, without positions or mask, for the last tokens alone."""
-        b, n, d = x_bld.shape
-        w_q, w_kv = self.qkv.weight.split((d, 2 * d))
-        b_q, b_kv = self.qkv.bias.split((d, 2 * d))
-        q = F.linear(x_bld[:, n - wanted :], w_q, b_q).view(b, wanted, self.heads, d // self.heads).transpose(1, 2)
-        k, v = F.linear(x_bld, w_kv, b_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, wanted, d))
 
 
 class Block(nn.Module):
@@ -98,17 +101,17 @@ class Block(nn.Module):
         self.mlp = MLP(dim, 4 * dim)
 
     def forward(
-        self, x_bld: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, past: Past | None = None
+        self,
+        x_bld: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        past: Past | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, Past]:
         """As :meth:`RotaryAttention.forward`."""
-        attended, past = self.attn(self.norm1(x_bld), rotary, mask, past)
-        x_bld = x_bld + attended
+        attended, past = self.attn(self.norm1(x_bld), rotary, mask, past, wanted)
+        x_bld = (x_bld if wanted is None else x_bld[:, -wanted:]) + attended
         return x_bld + self.mlp(self.norm2(x_bld)), past
-
-    def of_last(self, x_bld: Tensor, wanted: int) -> Tensor:
-        """(B,L,D) -> (B,wanted,D): all tokens are looked at, and the last ones alone go on. For the last block of a predictor."""
-        x_bwd = x_bld[:, x_bld.shape[1] - wanted :] + self.attn.of_last(self.norm1(x_bld), wanted)
-        return x_bwd + self.mlp(self.norm2(x_bwd))
 
 
 class PatchEmbed(nn.Module):

@@ -28,13 +28,37 @@ GENIE = {
 }
 
 
+SIZES = {
+    "encoder": {"patch": 16, "dim": 16, "depth": 2, "heads": 2},
+    "optimizer": {"lr": 1e-3, "warmup_steps": 1, "steps": 6},
+}
+ROUTES = {
+    "genie": ("lit_wm.genie.module.GenieModule", GENIE, ("lam.", "dynamics.")),
+    "jepa": (
+        "lit_wm.jepa.module.JEPAModule",
+        {**SIZES, "predictor": {"dim": 16, "depth": 1, "heads": 2}, "regularizers": {"variance": 1.0, "sigreg": 0.1, "slices": 16}},
+        ("task.encoder.", "task.target_encoder.", "task.predictor."),
+    ),
+    "masked jepa": (
+        "lit_wm.jepa.module.JEPAModule",
+        {**SIZES, "task": "image", "predictor": {"dim": 16, "depth": 2, "heads": 2}, "masks": [{"least_context": 1, "targets": 2}]},
+        ("task.encoder.", "task.target_encoder.", "task.predictor."),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=ROUTES)
+def route(request):
+    return request.param
+
+
 @pytest.fixture
-def fit(make_recording, tmp_path):
+def fit(make_recording, tmp_path, route):
     """``fit(name, machine, *words)``: two processes, and the checkpoint they leave."""
     root = make_recording([9, 20, 16, 7, 12, 31, 18, 9, 14, 6, 25, 17, 11], spec=SPEC)
     data = {"root": str(root), "batch_size": 2, "clip_length": 6}
     config = {
-        "model": {"class_path": "lit_wm.genie.GenieModule", "init_args": GENIE},
+        "model": {"class_path": ROUTES[route][0].replace(".module.", "."), "init_args": ROUTES[route][1]},
         "data": {"class_path": "datamodules.episodes.EpisodeDataModule", "init_args": data},
         "trainer": {"gradient_clip_val": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None},
     }
@@ -55,16 +79,17 @@ def with_a_gradient(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_sharded_and_resumed_it_learns_what_ddp_learns(fit, tmp_path):
+def test_sharded_and_resumed_it_learns_what_ddp_learns(fit, tmp_path, route):
+    class_path, _, learning = ROUTES[route]
     ddp = fit("ddp", "ddp.yaml", "--trainer.max_steps", "6")
     half = fit("fsdp2", "fsdp2.yaml", "--trainer.max_steps", "3")
     whole = fit("fsdp2", "fsdp2.yaml", "--trainer.max_steps", "6", "--ckpt_path", "last")
     assert half["global_step"] == 3 and whole["global_step"] == ddp["global_step"] == 6
-    assert ddp["lit_wm"]["class_path"] == whole["lit_wm"]["class_path"] == "lit_wm.genie.module.GenieModule"
+    assert ddp["lit_wm"]["class_path"] == whole["lit_wm"]["class_path"] == class_path
     assert ddp["state_dict"].keys() == whole["state_dict"].keys()
     for name in ddp["state_dict"]:
         one, other = (with_a_gradient(name, run["state_dict"][name]) for run in (ddp, whole))
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     moved = [n for n, value in half["state_dict"].items() if not torch.equal(value, whole["state_dict"][n])]
-    assert any(name.startswith("lam.") for name in moved) and any(name.startswith("dynamics.") for name in moved)
-    assert lit_wm.load(tmp_path / "runs" / "fsdp2").route == "genie", "in one process, without FSDP2"
+    assert all(any(name.startswith(part) for name in moved) for part in learning)
+    assert lit_wm.load(tmp_path / "runs" / "fsdp2").route == route.split()[-1], "in one process, without FSDP2"
