@@ -12,9 +12,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from datamodules.experience import ExperienceSpec
+from datamodules.experience import ExperienceSpec, action_vectors
 from lit_wm.checkpoint_file import CHECKPOINT_FORMAT, check_checkpoint, check_weights
-from lit_wm.contract import Batch, State
+from lit_wm.contract import Batch, State, map_state
 from lit_wm.distributed import gather_objects, random_state, set_random_state, shard, world_size
 from lit_wm.errors import UserError
 
@@ -99,6 +99,22 @@ class WorldModel(LightningModule):
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor: ...
+
+    @torch.no_grad()
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model predicts and what it should have, (n,D) each: here the features of every next frame, imagined from the one
+        before with what was done in between."""
+        state, targets = self.observe(batch), self.targets(batch)[:, 1:]
+        if self.action_space == "codes":
+            done = self.infer_actions(batch)
+        elif self.action_space == "environment":
+            done = action_vectors(batch["action"], batch["is_last"], self.spec.action)[:, :-1]
+        else:
+            done = torch.zeros(targets.shape[:2], device=targets.device)
+        same = ~batch["is_first"][:, 1:]
+        before = map_state(state, lambda x: x[:, :-1][same])
+        future = self.imagine(before, done[same].unsqueeze(1))
+        return self.features(future)[:, 0, 0], targets[same]
 
     def feature_map(self, state: State) -> Tensor | None:
         return None

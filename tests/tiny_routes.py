@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +94,7 @@ def fit(
     devices: int = 1,
     kill_at: int | None = None,
     resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: object,
 ) -> WorldModel:
     """Fit a tiny model with ``options``, leaving ``out/checkpoints/last.ckpt`` every 3 updates."""
@@ -107,7 +109,7 @@ def fit(
         devices=devices,
         strategy=DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto",
         max_steps=steps,
-        callbacks=[checkpoints, Witness(out, kill_at)],
+        callbacks=[*callbacks, checkpoints, Witness(out, kill_at)],
         logger=False,
         limit_val_batches=1,
         val_check_interval=2,

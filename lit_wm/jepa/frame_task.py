@@ -90,13 +90,8 @@ class FrameTask(nn.Module):
 
     def losses(self, batch: Batch, update: int) -> dict[str, Tensor]:
         """Named losses, weighted; ``update`` seeds SIGReg's directions."""
-        frames, weight = batch["frames"], self.loss
-        if frames.shape[1] < 2:
-            raise UserError("clip_length is 1, but the jepa model predicts the next frame: choose 2 or more")
-        length = min(max(self.history, self.rollout_steps), frames.shape[1] - 1)  # L frames predict L next frames
-        frames = in_windows(frames, length)
-        episode = in_windows(batch["is_first"].long().cumsum(1), length)
-        conditions = {name: in_windows(x, length)[:, :length] for name, x in self.conditions(batch).items()}
+        frames, episode, conditions = self._cut(batch, max(self.history, self.rollout_steps))
+        weight, length = self.loss, frames.shape[1] - 1
         z_all, h = self.both(frames)
         z = z_all[:, :length]
         mask = frame_mask(episode[:, :length])
@@ -113,6 +108,23 @@ class FrameTask(nn.Module):
         losses |= self._pixel_losses(frames, z, forced, same)
         losses |= self._regularizer_losses(z_all, conditions, same, update)
         return losses | collapse_numbers(forced, h)
+
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All tokens of the next frame in one row, predicted from true frames, and the target's."""
+        frames, episode, conditions = self._cut(batch, self.history)
+        length = frames.shape[1] - 1
+        z, h = self.both(frames)
+        predicted, _ = self.predict(z[:, :length], conditions, frame_mask(episode[:, :length]))
+        same = episode[:, 1:] == episode[:, :-1]
+        return predicted[same].flatten(1), h[same].flatten(1)
+
+    def _cut(self, batch: Batch, longest: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Windows of L transitions: frames (B,L+1,C,H,W), episode numbers (B,L+1), conditions (B,L,A). L frames predict L next frames."""
+        if batch["frames"].shape[1] < 2:
+            raise UserError("clip_length is 1, but the jepa model predicts the next frame: choose 2 or more")
+        length = min(longest, batch["frames"].shape[1] - 1)
+        conditions = {name: in_windows(x, length)[:, :length] for name, x in self.conditions(batch).items()}
+        return in_windows(batch["frames"], length), in_windows(batch["is_first"].long().cumsum(1), length), conditions
 
     def both(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B,L+1,C,H,W) -> (B,L or L+1,N,D) of the encoder, and (B,L,N,D) targets of the frames after the first."""
@@ -231,9 +243,9 @@ class FrameTask(nn.Module):
             states["action"] = _windows(done[:, 1:], size - 1)
         return {key: x.unsqueeze(1).expand(-1, samples, *x.shape[1:]) for key, x in states.items()}
 
-    def feature_map(self, state: State) -> Tensor | None:
-        """(..., N, D) tokens of the current frame; None where it is one vector."""
-        return None if self.grid is None else state["tokens"][..., -1, :, :]
+    def feature_map(self, state: State) -> Tensor:
+        """(..., N, D) tokens of the current frame; N = 1 where it is one vector."""
+        return state["tokens"][..., -1, :, :]
 
     def features(self, state: State) -> Tensor:
         """Of the current and the previous frame: (..., 2 D) vectors, or (..., 4 D) spatial moments (:func:`spatial_moments`)."""

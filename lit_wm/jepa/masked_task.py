@@ -129,6 +129,14 @@ class MaskedTask(nn.Module):
         nmse = torch.stack(squares).mean() / variance.clamp_min(1e-12)
         return losses | {"_target_std": variance.sqrt(), "_nmse": nmse}
 
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean over all hidden places of the first mask, predicted and true."""
+        x = self.inputs(batch["frames"])
+        mask = Mask(*(index.to(x.device) for index in draw_mask(self.masks[0], len(x), self.grid)))
+        predicted_bmld = self.predictor(self.encoder(x, mask.context_bk), mask)
+        target_bkd = take(self.hidden(x), mask.targets_bml.flatten(1))
+        return predicted_bmld.mean((1, 2)), target_bkd.mean(1)
+
     def hidden(self, x: Tensor) -> Tensor:
         """(B,N,D) what stands at every place: representations, or the pixels of the patch."""
         if self.target.kind == "pixels":

@@ -112,6 +112,11 @@ class JEPAModule(WorldModel):
         """Those of the task."""
         return self.task.losses(batch, self.updates)
 
+    @torch.no_grad()
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """In the space of the loss: predicted and target representations, (n,D) each."""
+        return self.task.predictions(batch)
+
     def sharded_blocks(self) -> Iterable[nn.Module]:
         """Every block of every transformer, the teacher's too."""
         return self.task.blocks()

@@ -84,7 +84,7 @@ def test_every_arm_answers_the_contract(arm):
         features = model.features(state)
         assert features.shape == model.targets(batch).shape and features.shape[:2] == (2, 5)
         tokens = model.feature_map(state)
-        assert tokens is None or tokens.shape[:2] == (2, 5)
+        assert tokens.shape[:2] == (2, 5) and tokens.shape[-1] == 16
         if not model.imagines:
             assert model.action_space == "none" and model.labels == ("frames",)
             with pytest.raises(UserError, match="not the future: it cannot imagine"):
