@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.episodes import EpisodeDataModule
+from datamodules.images import ImageDataModule
 from datamodules.replay import ReplayDataModule
 from lit_wm.callbacks.checkpoint import StepCheckpoint
 from lit_wm.callbacks.episode_report import EpisodeReport
@@ -44,6 +45,7 @@ __all__ = [
     "DreamerModule",
     "EpisodeDataModule",
     "GenieModule",
+    "ImageDataModule",
     "JEPAModule",
     "ReplayDataModule",
     "main",
