@@ -24,7 +24,7 @@ distractor_x, _y           distractor  centre of the magenta square (only with a
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -216,6 +216,21 @@ class SpritesEnv(gymnasium.Env):
         if seed is not None:
             self._seed(seed)
         return self._observation()
+
+    def goal_observation(self) -> dict[str, np.ndarray]:
+        """What would be seen now if the agent stood in the goal: a goal given as a picture. Nothing changes.
+
+        Raises:
+            ExperienceError: before ``reset``.
+        """
+        if self._world is None:
+            raise ExperienceError("sprites: there is no goal before reset")
+        here = self._world
+        self._world = replace(here, agent=here.goal, move=(0.0, 0.0))
+        try:
+            return self._observation()
+        finally:
+            self._world = here
 
     # ---- causes --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ VERBS = {
     "compare": ("compare", "judge runs by one scorecard: lit-wm compare runs/dreamer_pong runs/jepa_pong"),
     "ablate": ("ablate", "a paper's ablation with its verdict: lit-wm ablate configs/ablations/genie_codes.yaml"),
     "generate": ("generate", "a world from one frame or a picture: lit-wm generate runs/genie_sprites --each"),
+    "plan": ("plan", "reach a goal given as a picture: lit-wm plan runs/jepa_rooms"),
     "imitate": ("imitate", "behaviour from video: lit-wm imitate runs/genie_lam --expert data/sprites_expert"),
     "bench": ("bench", "CPU time of a training step: lit-wm bench dreamer --threads 1"),
     "doctor": ("doctor", "versions, devices and threads of this machine"),

@@ -272,9 +272,10 @@ def _check_frames(encoder: EncoderSettings, predictor: PredictorSettings, target
         )
     if predictor.kind == "tokens" and (encoder.kind == "convolution" or encoder.pool != "none"):
         raise UserError("predictor.kind tokens of the jepa model takes a token for each patch: give encoder.pool none")
-    history = 1 if predictor.kind in ONE_FRAME else predictor.history
-    if predictor.kind not in ONE_FRAME and not 1 <= predictor.rollout_steps <= history:
-        raise UserError(f"predictor.rollout_steps is {predictor.rollout_steps}: choose 1 to history = {history}")
+    if predictor.kind in ("tokens", "conditional") and predictor.rollout_steps > predictor.history:
+        raise UserError(
+            f"predictor.rollout_steps is {predictor.rollout_steps}: choose 1 to history = {predictor.history}"
+        )
 
 
 def _check_masked(

@@ -76,21 +76,29 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One class in every step, independently.
+    """One class in every step.
 
     Args:
         law_bhk: (B,H,K) probabilities.
         least: no class becomes less likely than this share of the uniform law, so that none is lost for good.
+        stick: probability that a drawn sequence does again what it did in the step before: what coloured noise is to
+            continuous actions. 0: steps are independent.
     """
 
     law_bhk: Tensor
     least: float = 0.05
+    stick: float = 0.0
 
     def draw(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """(B,N,H,K) one-hot vectors."""
         b, h, k = self.law_bhk.shape
         law = self.law_bhk.reshape(-1, k).cpu()
         classes = torch.multinomial(law, samples, replacement=True, generator=generator).view(b, h, samples)
+        if self.stick:
+            again = torch.rand(b, h, samples, generator=generator) < self.stick
+            again[:, 0] = False
+            since = torch.where(again, 0, torch.arange(h)[:, None]).cummax(1).values  # when what is done was begun
+            classes = classes.gather(1, since)
         one_hot = torch.nn.functional.one_hot(classes.transpose(1, 2), k)
         return one_hot.to(self.law_bhk)
 
