@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import RunningStage
@@ -71,11 +72,14 @@ class ImageDataModule(EpisodeDataModule):
         self.crop_scale, self.crop_aspect, self.flip = crop_scale, crop_aspect, flip
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """On the device, and in training alone."""
+        """On the device, and in training alone. What is drawn depends on the seed, the rank and the number of the batch: a resumed run
+        draws what the uninterrupted one would."""
         if self.trainer is None or self.trainer.state.stage != RunningStage.TRAINING:
             return batch
-        frames = batch["frames"]
-        drawn = random_crops(frames.flatten(0, 1), self.crop_scale, self.crop_aspect, self.flip)
+        frames, number = batch["frames"], self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        words = np.random.SeedSequence([self._train["seed"], self.trainer.global_rank, number])
+        generator = torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+        drawn = random_crops(frames.flatten(0, 1), self.crop_scale, self.crop_aspect, self.flip, generator)
         return batch | {"frames": drawn.view_as(frames)}
 
 
@@ -91,20 +95,19 @@ def random_crops(
     Args:
         x_nchw: (N,C,H,W) uint8.
         scale: share of the area, drawn uniformly.
-        aspect: width over height, drawn uniformly on a logarithmic scale; a part that would not fit is cut at the border.
+        aspect: width over height, drawn uniformly on a logarithmic scale, and then as far from 1 as the area leaves room for.
         flip: probability of mirroring.
         generator: source of randomness, on the CPU.
 
     Returns:
         (N,C,H,W) uint8.
     """
-    if scale == (1.0, 1.0) and flip == 0:
-        return x_nchw
     n = len(x_nchw)
     u_n5 = torch.rand(n, 5, generator=generator).to(x_nchw.device)
     area = scale[0] + (scale[1] - scale[0]) * u_n5[:, 0]
     ratio = torch.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * u_n5[:, 1])
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    ratio = torch.minimum(torch.maximum(ratio, area), 1 / area)  # so that neither side is longer than the picture's
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     x, y = ((1 - side) * (2 * u - 1) for side, u in ((width, u_n5[:, 2]), (height, u_n5[:, 3])))  # centres, in [-1, 1]
     width = torch.where(u_n5[:, 4] < flip, -width, width)
     theta = torch.zeros(n, 2, 3, device=x_nchw.device)

@@ -45,9 +45,16 @@ class PlayLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self.close()
-        self._env = self.environments()
-        yield from self._play(self._env)
-        self.close()
+        self._env, last = self.environments(), None
+        try:
+            for episode in self._play(self._env):
+                if last is not None:
+                    yield last
+                last = episode
+        finally:
+            self.close()
+        if last is not None:  # whoever counts need not come back for the end
+            yield last
 
     def _play(self, env: SideBySide) -> Iterator[dict[str, Tensor]]:
         n, spec = env.num_envs, env.experience

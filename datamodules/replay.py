@@ -62,8 +62,8 @@ class ReplayDataModule(LightningDataModule):
         online_queue: draw each new, non-overlapping sequence once before drawing uniformly.
         seed: of the environments, the policy and the drawing.
         keep_episodes: write finished episodes to ``RUN/episodes``.
-        val_episodes: whole episodes that each validation plays, each in an environment of its own, the same ones every time
-            (``trainer.val_check_interval`` says when; their mean return is ``val/return``); 0: there is no validation.
+        val_episodes: whole episodes that each validation plays on each rank, each in an environment of its own, the same ones every
+            time (``trainer.val_check_interval`` says when; their mean return is ``val/return``); 0: there is no validation.
         test_episodes: whole episodes that ``test`` plays, the same number in each environment.
         test_videos: of how many of them ``test`` keeps the pictures.
         epoch_batches: batches that Lightning calls an epoch.
@@ -148,7 +148,7 @@ class ReplayDataModule(LightningDataModule):
         """Refuse a model that cannot act.
 
         Raises:
-            ExperienceError: it has no policy, or there is nothing to play in this stage.
+            ExperienceError: it has no policy, or there is nothing to play in this stage, or not all that begins would be counted.
         """
         model = self.trainer.lightning_module
         if not hasattr(model, "policy"):
@@ -158,8 +158,13 @@ class ReplayDataModule(LightningDataModule):
             )
         if stage == "predict" or (stage == "validate" and not self.val_episodes):
             raise ExperienceError(
-                f"a ReplayDataModule plays in `fit` and `test`, there is nothing to {TrainerFn(stage).value}"
+                f"a ReplayDataModule plays in `fit`, `validate` and `test`, there is nothing to {TrainerFn(stage).value}"
                 + (": give val_episodes" if stage == "validate" else "")
+            )
+        if self.val_episodes and self.trainer.limit_val_batches not in (0, 1.0):
+            raise ExperienceError(
+                f"trainer.limit_val_batches {self.trainer.limit_val_batches} would count the episodes that end first, which are the"
+                " short ones: leave it out, and set val_episodes"
             )
 
     def train_dataloader(self) -> OnlineLoader:

@@ -52,8 +52,10 @@ class RunFolder:
 
     @property
     def is_without_checkpoints(self) -> bool:
-        """Whether this folder is the run's own, and holds no checkpoint."""
-        return self.own_callback is not None and not list(Path(self.own_callback.dirpath).glob("*.ckpt"))
+        """Whether this folder is the run's own, and holds no checkpoint that could be gone on with."""
+        if self.own_callback is None:
+            return False
+        return not {path.name for path in Path(self.own_callback.dirpath).glob("*.ckpt")} - {BEST}
 
     @property
     def others_that_replace(self) -> list[Any]:

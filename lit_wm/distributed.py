@@ -20,7 +20,8 @@ STEPS = (
     "validation_step",
     "test_step",
     "predict_step",
-)  # what Lightning calls, instead of ``forward``
+    "look",
+)  # what Lightning and callbacks call, instead of ``forward``
 
 
 def world_size() -> int:

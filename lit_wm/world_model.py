@@ -116,6 +116,15 @@ class WorldModel(LightningModule):
         future = self.imagine(before, done[same].unsqueeze(1))
         return self.features(future)[:, 0, 0], targets[same]
 
+    @torch.no_grad()
+    def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`predictions`, and representations (m,P,D) of every frame: tokens at P places, or else the features (P = 1)."""
+        predicted, target = self.predictions(batch)
+        state = self.observe(batch)
+        tokens = self.feature_map(state)
+        z = self.features(state).unsqueeze(-2) if tokens is None else tokens
+        return predicted, target, z.flatten(0, 1)
+
     def feature_map(self, state: State) -> Tensor | None:
         return None
 

@@ -15,17 +15,19 @@ from lit_wm.distributed import random_state, set_random_state
 from lit_wm.errors import UserError, check_bounds
 from lit_wm.evaluation.collapse import Readings, diagnosis
 
+LEAST = 8  # predictions of a look
+
 
 class CollapseAlarm(Callback):
-    """Every N updates: how do representations and predictions vary over some hundreds of frames of the batches at hand?
+    """Every N updates: how do representations and predictions vary over the frames of some batches at hand?
 
     Readings are logged as ``collapse/...``; the first are of the first batches. A finding that holds for ``patience`` looks
     in a row is an alarm: a warning of one line, ``collapse/alarm`` 1 and a text in TensorBoard. The training itself is left as it would
-    be without. Each rank looks at its own batches; the first one speaks.
+    be without. Under data parallelism the first rank's batches are looked at, and all ranks hear what is found.
 
     Args:
         every_n_steps: updates between two looks.
-        samples: predictions that a look gathers, from as many batches as it takes.
+        batches: looked at together; with 8 predictions in all or more.
         patience: looks in a row that must find the same.
         stop: also end the run.
         least_std: see :func:`~lit_wm.evaluation.collapse.diagnosis`.
@@ -39,45 +41,59 @@ class CollapseAlarm(Callback):
     def __init__(
         self,
         every_n_steps: int = 100,
-        samples: int = 256,
+        batches: int = 4,
         patience: int = 2,
         stop: bool = False,
         least_std: float = 0.05,
         least_rank: float = 2.5,
         least_predicted: float = 0.05,
     ) -> None:
-        numbers = {"every_n_steps": every_n_steps, "samples": samples, "patience": patience}
-        check_bounds("CollapseAlarm", numbers, {"every_n_steps": 1, "samples": 8, "patience": 1})
-        self.every_n_steps, self.samples, self.patience, self.stop = every_n_steps, samples, patience, stop
+        numbers = {"every_n_steps": every_n_steps, "batches": batches, "patience": patience}
+        check_bounds("CollapseAlarm", numbers, {"every_n_steps": 1, "batches": 1, "patience": 1})
+        self.every_n_steps, self.batches, self.patience, self.stop = every_n_steps, batches, patience, stop
         self.bounds = {"least_std": least_std, "least_rank": least_rank, "least_predicted": least_predicted}
         self.start: Readings | None = None
         self.found: list[str | None] = []
         self.alarms: list[str] = []
         self._gathered: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._looking = True
+        self._looking, self._last = True, -1  # the update of the last look: several batches may belong to one
 
     def state_dict(self) -> dict:
-        return {"start": None if self.start is None else asdict(self.start), "found": self.found, "alarms": self.alarms}
+        return {
+            "start": None if self.start is None else asdict(self.start),
+            "found": self.found,
+            "alarms": self.alarms,
+            "gathered": self._gathered,
+            "looking": self._looking,
+            "last": self._last,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         start = state_dict["start"]
-        self.start, self._looking = None if start is None else Readings(**start), start is None
+        self.start = None if start is None else Readings(**start)
         self.found, self.alarms = state_dict["found"], state_dict["alarms"]
+        self._gathered, self._looking, self._last = (state_dict[key] for key in ("gathered", "looking", "last"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Gather, before this batch is learnt from, and look when there is enough."""
-        due = trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0
-        self._looking = self._looking or (due and self._last != trainer.global_step)
+        """Gather, before this batch is learnt from, and look when there is enough.
+
+        Raises:
+            UserError: too few predictions for a look.
+        """
+        update = trainer.global_step
+        self._looking = self._looking or (update > 0 and update % self.every_n_steps == 0 and self._last != update)
         if not self._looking:
             return
-        self._gathered.append(look(pl_module, batch))
-        if sum(len(predicted) for predicted, _, _ in self._gathered) < self.samples:
+        self._gathered.append(look(pl_module, batch, seed=update))
+        if len(self._gathered) < self.batches:
             return
-        readings = Readings.of(*(torch.cat(parts) for parts in zip(*self._gathered, strict=True)))
-        self._gathered, self._looking, self._last = [], False, trainer.global_step
-        self._judge(trainer, pl_module, readings)
-
-    _last = -1  # the update of the last look: with accumulated gradients several batches belong to one
+        predicted, target, z = (torch.cat(parts) for parts in zip(*self._gathered, strict=True))
+        if len(predicted) < LEAST:
+            raise UserError(
+                f"CollapseAlarm finds {len(predicted)} predictions in {self.batches} batches, it needs {LEAST}: raise batches"
+            )
+        self._gathered, self._looking, self._last = [], False, update
+        self._judge(trainer, pl_module, trainer.strategy.broadcast(Readings.of(predicted, target, z)))
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, readings: Readings) -> None:
         if self.start is None:
@@ -98,20 +114,16 @@ class CollapseAlarm(Callback):
             trainer.should_stop = True
 
 
-@torch.no_grad()
-def look(model: LightningModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions and their targets, (n,D), and representations of a batch's frames, (m,P,D): tokens at P places, or else the features.
-    The training's random numbers are left as they were."""
+def look(model: LightningModule, batch: Batch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """:meth:`~lit_wm.world_model.WorldModel.look` with random numbers of its own; the training's are left as they were."""
     random, training = random_state(), model.training
     model.eval()
+    torch.manual_seed(seed)
     try:
-        predicted, target = model.predictions(batch)
-        state = model.observe(batch)
-        tokens = model.feature_map(state)
-        z_mpd = (model.features(state).unsqueeze(-2) if tokens is None else tokens).flatten(0, 1)
+        found = model.look(batch)
     finally:
         model.train(training)
         set_random_state(random)
-    if not all(torch.isfinite(x).all() for x in (predicted, target, z_mpd)):
+    if not all(torch.isfinite(x).all() for x in found):
         raise UserError("CollapseAlarm: the model's representations are not finite: lower lr")
-    return predicted.float().cpu(), target.float().cpu(), z_mpd.float().cpu()
+    return tuple(x.float().cpu() for x in found)

@@ -164,7 +164,7 @@ class TrainCLI(LightningCLI):
             self.config[self.subcommand].ckpt_path = path
             if not Path(path).is_file():
                 raise UserError(
-                    f"no best weights at {path}: a fit keeps them with lit_wm.callbacks.BestWeights among trainer.callbacks"
+                    f"no best weights at {path}: a fit keeps them with lit_wm.callbacks.best.BestWeights among trainer.callbacks"
                 )
         checkpoint = read_checkpoint(last if path == "last" else Path(path))
         if self.subcommand == "fit" and "optimizer_states" not in checkpoint:

@@ -304,6 +304,10 @@ class DreamerModule(WorldModel):
 
     # ---- the contract ------------------------------------------------------------------------------------------------
 
+    def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """As any route's; of a replay's batch the rows that are trained."""
+        return super().look(after_context(batch) if "latent_deter" in batch else batch)
+
     def observe(self, batch: Batch) -> State:
         """Modes of the posterior, so that the same clip always gives the same states."""
         post = self.filter(batch, sample=False)

@@ -28,6 +28,7 @@ GENIE = {
 }
 
 
+ALARM = "lit_wm.callbacks.collapse_alarm.CollapseAlarm"  # which looks at the model between two steps
 SIZES = {
     "encoder": {"patch": 16, "dim": 16, "depth": 2, "heads": 2},
     "optimizer": {"lr": 1e-3, "warmup_steps": 1, "steps": 6},
@@ -60,7 +61,12 @@ def fit(make_recording, tmp_path, route):
     config = {
         "model": {"class_path": ROUTES[route][0].replace(".module.", "."), "init_args": ROUTES[route][1]},
         "data": {"class_path": "datamodules.episodes.EpisodeDataModule", "init_args": data},
-        "trainer": {"gradient_clip_val": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None},
+        "trainer": {
+            "gradient_clip_val": 1.0,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "callbacks": [{"class_path": ALARM, "init_args": {"every_n_steps": 2, "batches": 2}}],
+        },
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
 

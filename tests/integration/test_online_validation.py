@@ -1,7 +1,5 @@
 """Validation by play: the same episodes every time, nothing learnt from them, and the best weights kept."""
 
-import shutil
-
 import pytest
 import tiny_online
 import tiny_routes
@@ -87,14 +85,53 @@ def test_lower_may_be_better(tmp_path):
 
 
 def test_a_resumed_run_compares_with_the_best_before(tmp_path):
-    fit(tmp_path / "run", 4, [Returns([9, 3]), BestWeights("val/return")])
+    """What the file says counts: last.ckpt is written before the validation of the same update."""
+    fit(tmp_path / "run", 4, [Returns([3, 9]), BestWeights("val/return")])
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    shutil.copy(best, tmp_path / "before.ckpt")
+    before = best.read_bytes()
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    fit(tmp_path / "run", 8, [Returns([8, 8]), BestWeights("val/return")], resume=last)
-    assert best.read_bytes() == (tmp_path / "before.ckpt").read_bytes()
+    assert torch.load(best, weights_only=True)["global_step"] == 4
+    fit(tmp_path / "run", 8, [Returns([5, 8]), BestWeights("val/return")], resume=last)
+    assert best.read_bytes() == before
     fit(tmp_path / "run", 10, [Returns([10]), BestWeights("val/return")], resume=last)
     assert torch.load(best, weights_only=True)["global_step"] == 10
+
+
+def test_what_is_no_number_is_never_best(tmp_path):
+    fit(tmp_path, 8, [Returns([float("nan"), 9, float("nan"), 3]), BestWeights("val/return")])
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 4 and best["best_value"] == 9
+
+
+def test_a_run_that_was_stopped_early_begins_anew_without_what_it_left(tmp_path):
+    with pytest.raises(KeyError):
+        fit(tmp_path, 8, [Returns([9]), BestWeights("val/return"), Stops(3)], start_after=12)
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()  # as if it had been stopped before the first
+    fit(tmp_path, 4, [Returns([2, 1]), BestWeights("val/return")])
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["best_value"] == 2
+
+
+class Stops(Callback):
+    def __init__(self, update):
+        self.update = update
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == self.update:
+            raise KeyError(self.update)
+
+
+def test_environments_are_gone_before_training_goes_on(tmp_path):
+    class Looks(Callback):
+        def on_train_batch_start(self, trainer, *arguments):
+            assert all(player._env is None for player in trainer.datamodule._players)
+
+    fit(tmp_path, 4, [Looks()])
+
+
+def test_a_validation_of_the_shortest_episodes_is_refused(tmp_path):
+    data = tiny_online.data_module(val_episodes=5)
+    with pytest.raises(ExperienceError, match="limit_val_batches 2 would count the episodes that end first"):
+        Trainer(limit_val_batches=2, **QUIET).fit(tiny_routes.tiny("dreamer", data.spec), datamodule=data)
 
 
 def test_what_is_not_logged_cannot_be_watched(tmp_path):
@@ -102,6 +139,13 @@ def test_what_is_not_logged_cannot_be_watched(tmp_path):
         UserError, match="watches val/score, which the validation does not log but val/length, val/return"
     ):
         fit(tmp_path, 2, [BestWeights("val/score")])
+
+
+def test_what_will_never_be_validated_is_refused(tmp_path):
+    with pytest.raises(UserError, match="watches a validation, but there is none"):
+        fit(tmp_path, 2, [BestWeights("val/return")], val_episodes=0)
+    with pytest.raises(UserError, match="monitor of BestWeights is train/loss"):
+        BestWeights("train/loss")
 
 
 def test_without_val_episodes_there_is_nothing_to_validate(tmp_path):

@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 
 from datamodules.experience import ActionSpace, ExperienceError, ExperienceSpec
 from datamodules.images import ImageDataModule, random_crops
+from lit_wm.callbacks.checkpoint import StepCheckpoint
 
 SPEC = ExperienceSpec({"frames": (16, 16, 3)}, ActionSpace("discrete", (4,)))
 
@@ -27,8 +28,8 @@ def sides(crops):
 
 def test_a_whole_picture_is_left_alone():
     x = ramp(4)
-    assert torch.equal(random_crops(x, (1.0, 1.0), (1.0, 1.0), 0.0), x)
-    assert torch.equal(random_crops(x, (1.0, 1.0), (1.0, 1.0), 1.0), x.flip(-1))
+    assert torch.equal(random_crops(x, (1.0, 1.0), (3 / 4, 4 / 3), 0.0), x)
+    assert torch.equal(random_crops(x, (1.0, 1.0), (3 / 4, 4 / 3), 1.0), x.flip(-1))
 
 
 def test_scale_and_aspect_are_what_was_asked_for_and_do_not_depend_on_each_other():
@@ -98,6 +99,24 @@ def test_the_same_seed_crops_alike(make_recording):
     root = make_recording([9, 20, 16, 7, 12, 31], spec=SPEC)
     (_, one), (_, other) = (fit(root) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.seen, other.seen, strict=True))
+
+
+def test_a_resumed_run_crops_as_the_uninterrupted_one(make_recording, tmp_path):
+    root = make_recording([30, 20, 36, 27, 32, 31], spec=SPEC)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+
+    def run(steps, resume=None):
+        data, model = ImageDataModule(str(root), batch_size=8, flip=0.5), Collects()
+        checkpoints = StepCheckpoint(every_n_train_steps=3)
+        checkpoints.dirpath = str(tmp_path / "checkpoints")
+        trainer = Trainer(max_steps=steps, accelerator="cpu", callbacks=[checkpoints], **quiet)
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        return model.seen
+
+    whole, first = run(6), run(3)
+    rest = run(6, tmp_path / "checkpoints" / "last.ckpt")
+    assert len(first) == len(rest) == 3
+    assert all(torch.equal(a, b) for a, b in zip(whole, first + rest, strict=True))
 
 
 @pytest.mark.parametrize(

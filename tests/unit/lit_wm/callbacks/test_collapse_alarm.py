@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import tiny_online
 import tiny_routes
 import torch
 from jepa_worlds import batches, model_of
@@ -33,7 +34,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_known_collapse_is_caught(shape):
-    model, alarm = model_of(**SHAPES[shape]), CollapseAlarm(every_n_steps=50, samples=128)
+    model, alarm = model_of(**SHAPES[shape]), CollapseAlarm(every_n_steps=50, batches=2)
     if shape == "predictor collapse":  # it is dead: whatever enters, the same comes out
         last = model.task.predictor.net[-1]
         last.weight.requires_grad_(False).zero_()
@@ -51,7 +52,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("arm", HEALTHY)
 def test_what_is_healthy_never_trips_it(arm):
-    alarm = CollapseAlarm(every_n_steps=25, samples=128)
+    alarm = CollapseAlarm(every_n_steps=25, batches=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="update .*collapse")
         trained(model_of(**HEALTHY[arm]), batches(), alarm)
@@ -62,14 +63,21 @@ def test_what_is_healthy_never_trips_it(arm):
 def test_it_looks_at_any_route(make_recording, tmp_path, route):
     spec = ExperienceSpec({"frames": (64, 64, 3)}, ActionSpace("discrete", (4,)))
     root = make_recording([9, 20, 16, 7, 12, 31], spec=spec)
-    alarm = CollapseAlarm(every_n_steps=2, samples=8)
+    alarm = CollapseAlarm(every_n_steps=3, batches=2)
     tiny_routes.fit(route, root, tmp_path / "out", 5, callbacks=[alarm])
     assert alarm.start is not None and len(alarm.found) >= 2
 
 
+def test_it_looks_at_an_agent_that_learns_online(tmp_path):
+    alarm = CollapseAlarm(every_n_steps=2, batches=2)
+    tiny_online.fit(tmp_path / "looked", 6, callbacks=(alarm,))
+    tiny_online.fit(tmp_path / "plain", 6)
+    assert len(alarm.found) == 3 and tiny_online.seen(tmp_path / "looked") == tiny_online.seen(tmp_path / "plain")
+
+
 def test_looking_changes_nothing_of_the_training():
     weights = []
-    for callbacks in ([], [CollapseAlarm(every_n_steps=3, samples=64)]):
+    for callbacks in ([], [CollapseAlarm(every_n_steps=3, batches=2)]):
         torch.manual_seed(0)
         model = model_of(
             predictor={
@@ -91,7 +99,7 @@ def test_it_can_stop_the_run_and_marks_the_log(tmp_path):
     from lightning.pytorch.loggers import TensorBoardLogger
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    alarm = CollapseAlarm(every_n_steps=20, samples=64, stop=True)
+    alarm = CollapseAlarm(every_n_steps=20, batches=2, stop=True)
     quiet = QUIET | {"logger": TensorBoardLogger(tmp_path, name="", version="")}
     trainer = Trainer(max_steps=600, callbacks=[alarm], enable_checkpointing=False, log_every_n_steps=1, **quiet)
     with pytest.warns(UserWarning, match="the run stops"):
@@ -107,7 +115,7 @@ def test_it_can_stop_the_run_and_marks_the_log(tmp_path):
 
 
 def test_a_resumed_run_remembers_how_it_began():
-    alarm, again = CollapseAlarm(every_n_steps=5, samples=64), CollapseAlarm(every_n_steps=5, samples=64)
+    alarm, again = CollapseAlarm(every_n_steps=5, batches=2), CollapseAlarm(every_n_steps=5, batches=2)
     trained(model_of(), batches(), alarm, steps=12)
     again.load_state_dict(alarm.state_dict())
     assert again.start == alarm.start and again.found == alarm.found and again.state_dict() == alarm.state_dict()
@@ -164,10 +172,15 @@ def test_representations_that_are_no_numbers_are_refused():
     with torch.no_grad():
         next(model.task.encoder.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        look(model, next(iter(batches())))
+        look(model, next(iter(batches())), 0)
 
 
-@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"samples": 4}, {"patience": 0}])
+def test_too_few_predictions_are_refused():
+    with pytest.raises(UserError, match="finds 2 predictions in 1 batches, it needs 8"):
+        trained(model_of(), batches(4, size=1), CollapseAlarm(batches=1), steps=2)
+
+
+@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"batches": 0}, {"patience": 0}])
 def test_settings_that_cannot_work_are_refused(options):
     with pytest.raises(UserError, match="CollapseAlarm"):
         CollapseAlarm(**options)
