@@ -162,7 +162,7 @@ def test_the_saved_config_and_checkpoint_serve_the_other_verbs(home):
         (["--ckpt_path", "empty.ckpt"], "empty.ckpt"),
         (["--ckpt_path", "text.ckpt"], "text.ckpt"),
         (["-c", "ckpt.yaml"], "text.ckpt"),
-        (["--ckpt_path", "best"], "--ckpt_path last"),
+        (["--ckpt_path", "best"], "no best weights at runs/tiny/checkpoints/best.ckpt"),
         (["--name", "stopped", "--ckpt_path", "last"], "stopped/checkpoints/last.ckpt"),
         (["-c", "list.yaml"], "list.yaml holds no configuration"),
         (["-c", "nowhere.yaml"], "nope.x"),

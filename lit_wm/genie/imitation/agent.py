@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,8 @@ def returns_of(agent: Policy, environment: Mapping[str, Any], episodes: int, see
     """
     options = dict(environment)
     words = np.random.SeedSequence([seed, APART])
-    env = vector_env(options.pop("id"), episodes, int(words.generate_state(1)[0]), **options)
-    loader = PlayLoader(env, agent, episodes, videos=0)
+    make = partial(vector_env, options.pop("id"), episodes, int(words.generate_state(1)[0]), **options)
+    loader = PlayLoader(make, episodes, agent, episodes, videos=0)
     try:
         return np.array([float(episode["episode_return"]) for episode in loader])
     finally:

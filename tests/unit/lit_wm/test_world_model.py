@@ -137,7 +137,8 @@ def test_ema_moves_parameters_and_copies_buffers():
 
 
 @pytest.mark.parametrize(("route", "tensors", "message"), [("jepa", 1, "cannot be split"), ("genie", 2, "to 1")])
-def test_fsdp2_is_refused_where_it_cannot_work(route, tensors, message):
+def test_fsdp2_is_refused_where_it_cannot_work(monkeypatch, route, tensors, message):
+    monkeypatch.setattr("lit_wm.jepa.JEPAModule.can_be_sharded", False)
     model = tiny_routes.tiny(route, SPEC.to_dict())
     model._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: tensors)}
     with pytest.raises(UserError, match=message):

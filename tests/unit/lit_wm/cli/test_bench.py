@@ -127,10 +127,10 @@ def test_flops_are_those_of_one_step():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "dimm=3"], "--set: nothing reads dimm=3; did you mean 'dim'?"),
+        (["--set", "encoder.dimm=3"], "--set: nothing reads encoder.dimm=3"),
         (["--set", "dim=wide"], "dim"),
         (["--set", "dim"], "KEY=VALUE"),
-        (["--set", "dim=15"], "sizes do not fit"),
+        (["--set", "encoder.dim=15"], "sizes do not fit"),
         (["--runs", "0"], "positive"),
         (["--json", "."], "is a folder"),
     ],
