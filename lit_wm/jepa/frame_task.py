@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,13 @@ from lit_wm.jepa.settings import (
     RegularizerSettings,
     TargetSettings,
 )
+from lit_wm.jepa.task import Task
 from lit_wm.jepa.vector_predictors import LinearPredictor, PerceptronPredictor, RecurrentPredictor
-from lit_wm.jepa.vit import Block, Past, VisionTransformer
+from lit_wm.jepa.vit import Past, VisionTransformer
 from lit_wm.nn.moments import spatial_moments
 
 
-class FrameTask(nn.Module):
+class FrameTask(Task):
     """z_t = E(x_t), h_t = E_target(x_t), and the predictor P is asked for h_{t+1} from z_{<=t} and the actions taken after them.
 
     Args:
@@ -72,19 +72,6 @@ class FrameTask(nn.Module):
             self.inverse = nn.Sequential(nn.Linear(2 * encoder.dim, 128), nn.ReLU(), nn.Linear(128, acts))
         if loss.next_pixels or loss.current_pixels:
             self.decoder = PictureDecoder((channels, height, width), encoder.dim, self.grid, loss.pixel_widths)
-
-    @property
-    def teacher(self) -> nn.Module:
-        """The encoder that makes the targets."""
-        return self.target_encoder if self.target.kind == "ema" else self.encoder
-
-    @property
-    def learned(self) -> Iterable[nn.Parameter]:
-        return (p for p in self.parameters() if p.requires_grad)
-
-    def blocks(self) -> list[nn.Module]:
-        """Parts that FSDP2 gathers one by one."""
-        return [module for module in self.modules() if isinstance(module, Block)]
 
     # ---- training ------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.experience import ExperienceSpec
 from lit_wm.contract import Batch, State
@@ -24,7 +24,8 @@ from lit_wm.jepa.settings import (
     RegularizerSettings,
     TargetSettings,
 )
-from lit_wm.jepa.vit import Block, VisionTransformer, take
+from lit_wm.jepa.task import Task
+from lit_wm.jepa.vit import VisionTransformer, take
 from lit_wm.nn.patches import patchify
 
 IMAGE = (MaskSettings(),)
@@ -33,7 +34,7 @@ LONG = MaskSettings(targets=2, target_scale=(0.7, 0.7), context_scale=(1.0, 1.0)
 VIDEO = (SHORT, LONG)  # V-JEPA's multi-mask
 
 
-class MaskedTask(nn.Module):
+class MaskedTask(Task):
     """The encoder sees the context, the predictor is asked for what the target encoder, which sees all, has at the hidden places.
 
     Args:
@@ -75,19 +76,6 @@ class MaskedTask(nn.Module):
         self.predictor = MaskedPredictor(self.grid, not video, encoder.dim, *sizes, kinds=len(self.masks), out=out)
         if target.kind == "ema":
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-
-    @property
-    def teacher(self) -> nn.Module:
-        """The encoder that makes the targets, and that is probed: I-JEPA evaluates the moving average."""
-        return self.target_encoder if self.target.kind == "ema" else self.encoder
-
-    @property
-    def learned(self) -> Iterable[nn.Parameter]:
-        return (p for p in self.parameters() if p.requires_grad)
-
-    def blocks(self) -> list[nn.Module]:
-        """Parts that FSDP2 gathers one by one."""
-        return [module for module in self.modules() if isinstance(module, Block)]
 
     # ---- training ------------------------------------------------------------------------------------------------
 
